@@ -1,0 +1,20 @@
+"""optimkit: gradient-based optimizers for NumPy and CuPy arrays, fused and in place.
+
+    import optimkit
+
+    opt = optimkit.Adam(params, lr=1e-3)        # params: a dict, list or tree of arrays
+    opt.step(grads)                             # updates them in place
+"""
+
+from optimkit import transforms
+from optimkit.driver.optimizer import Optimizer
+from optimkit.driver.result import NonFiniteGradientError, StepResult
+from optimkit.engines.runner import counters
+from optimkit.engines.threads import get_num_threads, set_num_threads
+from optimkit.numbers import Fraction, NonNegative, Positive, Range, Scalar
+from optimkit.optimizers import SGD, Adagrad, Adam, AdamW, AMSGrad, RMSProp
+from optimkit.params import Param
+from optimkit.rule import Penalty, Transform, abs2, copy_of_weight, full, norm, total, total_norm, zeros, zeros_real
+from optimkit.transforms import L1, L2, ElasticNet
+
+__version__ = "0.1.0"

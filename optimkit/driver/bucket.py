@@ -1,0 +1,158 @@
+"""Buckets: parameters that one compiled call serves.
+
+They share library, device, dtype and the structure of their chain. Groups, rates and step counts
+are rows of the scalar table, one for each distinct (group, t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit import arrays
+from optimkit.driver.chain import Chain
+from optimkit.driver.entries import Entry, Group
+from optimkit.engines.eager import uniform_value
+from optimkit.engines.runner import Member, Runner, Tables
+from optimkit.fusion.graph import REDUCTIONS, Level, Node
+from optimkit.fusion.stages import Plan
+
+Shared = dict[tuple[int, str], np.ndarray]
+
+
+class Bucket:
+    """Some entries, their plan, and the engine at work on them."""
+
+    def __init__(self, entries: Sequence[Entry], places: Sequence[int], chain: Chain, plan: Plan, engine: type[Runner]) -> None:
+        self.entries, self.chain, self.plan = list(entries), chain, plan
+        self.places = np.array(places, np.int64)  # of the entries among all of the optimizer's
+        self.members = [self._member(entry) for entry in entries]
+        self.runner = engine(plan, entries[0].param.dtype, self.members)
+        self.t = np.array([entry.t for entry in entries], np.int64)
+        self.groups: list[Group] = list(dict.fromkeys(entry.group for entry in entries))
+        self.group_of = np.array([self.groups.index(entry.group) for entry in entries], np.int64)
+        self.active = np.zeros(len(entries), bool)
+        self.classes: list[tuple[int, int]] = []
+        n = len(entries)
+        self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
+        self.values: dict[Node, Any] = {}
+        self._sorted = False
+
+    def _member(self, entry: Entry) -> Member:
+        entry.ensure_slots(self.chain)
+        keys = {key: slot for key, slot in self.chain.slots().items() if slot.extent == "element"}
+        slots: dict[Hashable, Any] = {("slot", *key, "element"): entry.slots[key] for key in keys}
+        return Member(entry.name, entry.layout.apply(entry.view), slots, entry.param.size)
+
+    @property
+    def any_active(self) -> bool:
+        return bool(self.active.any())
+
+    def set_gradient(self, number: int, gradient: Any) -> None:
+        """Give one member its gradient, already checked, in the weight's shape; None for none."""
+        member, entry = self.members[number], self.entries[number]
+        member.gradient = None if gradient is None else entry.layout.apply(gradient)
+        if self.active[number] != (gradient is not None):
+            self.active[number] = gradient is not None
+            self._sorted = False
+
+    def adopt(self, number: int) -> None:
+        """The entry's weight is another array of the same memory order."""
+        self.members[number].weight = self.entries[number].layout.apply(self.entries[number].view)
+
+    def fill_rows(self, value: Callable[[Group, Hashable], float]) -> None:
+        """Compute the host values of this step: one row per distinct (group, t)."""
+        tables, plan = self.tables, self.plan
+        if not self._sorted:
+            pairs = np.stack([self.group_of, self.t], axis=1)
+            pairs[~self.active] = pairs[self.active][0]  # their row is not read, but must exist
+            classes, row_of = np.unique(pairs, axis=0, return_inverse=True)
+            self.classes = [(int(g), int(t)) for g, t in classes]
+            tables.row_of = row_of.reshape(-1).astype(np.int64)
+            tables.rows = np.zeros((len(classes), len(plan.hosts)))
+            tables.row_of_changed, self._sorted = True, True
+        tables.rows_changed = True
+        numbers: dict[int, list[float]] = {}
+        for row, (group, t) in enumerate(self.classes):
+            if group not in numbers:
+                numbers[group] = [value(self.groups[group], key) for key in plan.numbers]
+            tables.rows[row] = plan.host(numbers[group], t + 1)
+
+    def start_uniforms(self, shared: Shared) -> None:
+        """Uniform values that are known before any pass: sizes and slots."""
+        self.values.clear()
+        for node in self.plan.uniform_rounds.get(0, ()):
+            if node.op == "size":
+                self.values[node] = np.array([float(member.size) for member in self.members])
+            elif node.op == "slot":
+                index, name, extent = node.key  # type: ignore[misc]
+                if extent == "optimizer":
+                    self.values[node] = float(shared[index, name])
+                else:
+                    self.values[node] = np.array([float(entry.uniforms[index, name]) for entry in self.entries])
+            else:
+                self.values[node] = self._compute(node)
+            self._store(node)
+
+    def reduce(self, number: int) -> None:
+        """Run a reading stage and keep its values."""
+        results = self.runner.reduce(number, self.tables)
+        for column, node in enumerate(self.plan.stages[number].reductions):
+            self.values[node] = results[:, column]
+            self._store(node)
+
+    def finish_round(self, number: int, totals: dict[Hashable, float]) -> None:
+        """Compute the uniform values of a round, whose reductions and totals are known."""
+        for node in self.plan.uniform_rounds.get(number, ()):
+            if node.op in REDUCTIONS:
+                continue
+            self.values[node] = totals[node.key] if node.op == "total" else self._compute(node)
+            self._store(node)
+
+    def _compute(self, node: Node) -> Any:
+        return uniform_value(node.op, [self.uniform(arg) for arg in node.args])
+
+    def uniform(self, node: Node) -> Any:
+        """A host or uniform value: a float, or one per member."""
+        if node.op == "constant":
+            return float(node.key) if node.kind == "real" else node.key  # type: ignore[arg-type]
+        if node.level is Level.HOST:
+            column = self.tables.rows[:, self.plan.hosts.index(node)]
+            return float(column[0]) if len(column) == 1 else column[self.tables.row_of]
+        return self.values[node]
+
+    def _store(self, node: Node) -> None:
+        if node in self.plan.uniforms:
+            self.tables.uniforms[:, self.plan.uniforms.index(node)] = self.values[node]
+
+    def contribution(self, node: Node) -> np.ndarray:
+        """What each member adds to a total: its value, or 0 where it takes no part."""
+        value = self.uniform(node)
+        return np.where(self.active, value, 0.0)
+
+    def commit(self, zero: bool, shared: Shared) -> None:
+        """Write weights, slots, uniform slots and counts."""
+        self.runner.commit(self.tables, zero)
+        for key, node in self.plan.slot_outputs.items():
+            _, index, name, extent = key  # type: ignore[misc]
+            value = self.uniform(node)
+            if extent == "optimizer":
+                first = int(np.argmax(self.active))
+                shared[index, name][...] = value if np.ndim(value) == 0 else value[first]
+            else:
+                for number in np.flatnonzero(self.active):
+                    self.entries[number].uniforms[index, name][...] = value if np.ndim(value) == 0 else value[number]
+        self.t += self.active
+        if self.active.all():
+            self.classes = [(group, t + 1) for group, t in self.classes]
+        else:
+            self._sorted = False
+        if self.entries[0].param.library == "torch":
+            arrays.bump_versions([e.param.data for e, on in zip(self.entries, self.active, strict=True) if on])
+
+    def store_counts(self) -> None:
+        """Write the update counts back to the entries."""
+        for entry, t in zip(self.entries, self.t.tolist(), strict=True):
+            entry.t = t

@@ -1,0 +1,98 @@
+"""From entries to buckets: chains, programs, plans, engines. Done when the structure changes, not in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit.driver.bucket import Bucket
+from optimkit.driver.chain import Chain, trace
+from optimkit.driver.entries import Entry, Group
+from optimkit.engines.choose import choose
+from optimkit.fusion.stages import Plan, Program, make_plan, total_rounds
+from optimkit.params import matches
+from optimkit.rule import Rule, Transform
+
+_programs: dict[Hashable, Program] = {}
+_plans: dict[Hashable, Plan] = {}
+_MOST = 512  # programs kept; a notebook that defines a class again and again must not grow for ever
+
+
+def chain_of(cls: type[Rule], group: Group, links: Sequence[Transform], entry: Entry | None, maximize: bool) -> Chain:
+    """The chain of one parameter: the links whose `where` selects it. Without an entry: all links."""
+    chosen = tuple(
+        (index, link) for index, link in enumerate(links, 1) if entry is None or matches(getattr(link, "where", None), entry.param)
+    )
+    return Chain(group.rule(cls), chosen, maximize)
+
+
+def program_of(chain: Chain, wide: bool, check: bool) -> tuple[Hashable, Program]:
+    """The traced program of a chain, and its key; each structure is traced once."""
+    key = (chain.key(), wide, check)
+    if key not in _programs:
+        if len(_programs) >= _MOST:
+            _programs.clear()
+            _plans.clear()
+        _programs[key] = trace(chain, wide=wide, check=check)
+    return key, _programs[key]
+
+
+def plan_of(key: Hashable, program: Program, floor: Mapping[Hashable, int]) -> Plan:
+    full = (key, tuple(sorted(floor.items(), key=repr)))
+    if full not in _plans:
+        _plans[full] = make_plan(program, floor)
+    return _plans[full]
+
+
+def build_buckets(
+    cls: type[Rule], entries: Sequence[Entry], links: Sequence[Transform], maximize: bool, check: bool, engine: str | None
+) -> list[Bucket]:
+    """Sort entries into buckets and set an engine to work on each."""
+    wide = any(entry.param.dtype == "float64" for entry in entries)
+    sorted_: dict[Hashable, list[int]] = {}
+    chains: dict[Hashable, Chain] = {}
+    by_group: dict[tuple[int, tuple[int, ...]], tuple[Chain, Hashable]] = {}
+    for place, entry in enumerate(entries):
+        chain = chain_of(cls, entry.group, links, entry, maximize)
+        known = by_group.get((id(entry.group), tuple(index for index, _ in chain.links)))
+        if known is None:
+            known = chain, chain.key()
+            by_group[id(entry.group), tuple(index for index, _ in chain.links)] = known
+        key = (entry.bucket_key, known[1])
+        chains.setdefault(key, known[0])
+        sorted_.setdefault(key, []).append(place)
+    programs = {key: program_of(chains[key], wide, check) for key in sorted_}
+    floor = total_rounds([program for _, program in programs.values()])
+    buckets = []
+    for key, places in sorted_.items():
+        chosen = [entries[place] for place in places]
+        plan = plan_of(*programs[key], floor)
+        runner = choose(chosen[0].param.library, chosen[0].param.device, engine)
+        buckets.append(Bucket(chosen, places, chains[key], plan, runner))
+    return buckets
+
+
+def shared_slots(buckets: Sequence[Bucket], shared: dict[tuple[int, str], np.ndarray]) -> None:
+    """Make the slots that an optimizer has once."""
+    for bucket in buckets:
+        for key, slot in bucket.chain.slots().items():
+            if slot.extent == "optimizer":
+                shared.setdefault(key, np.full((), slot.value))
+
+
+def explain_rule(cls: type[Rule], rule: Any, links: Sequence[Transform], dtype: str, maximize: bool, check: bool) -> str:
+    """The stages and kernels of a rule for arrays of a dtype, without parameters."""
+    chain = Chain(rule, tuple(enumerate(links, 1)), maximize)
+    key, program = program_of(chain, dtype == "float64", check)
+    return explain_plan(plan_of(key, program, total_rounds([program])), dtype)
+
+
+def explain_plan(plan: Plan, dtype: str) -> str:
+    from optimkit.engines.numba_text import kernel_text
+    from optimkit.fusion.show import show_plan
+
+    kernels = [kernel_text(plan, number, dtype) for number in range(len(plan.stages))]
+    itemsize = {"float32": 4, "float64": 8}[dtype]
+    return "\n\n".join([show_plan(plan, itemsize), *kernels])

@@ -1,0 +1,355 @@
+"""The driver of all optimizers: parameters in, steps out.
+
+A step walks: containers and gradients are checked (only what was replaced), host values are
+computed, the reading stages run, totals are taken over all buckets, and the last stages write.
+What parameters there are is the matter of `membership`, state of `state`, numbers of `numbers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from optimkit.driver import build, functional
+from optimkit.driver.bucket import Bucket
+from optimkit.driver.commit import deferred_interrupts
+from optimkit.driver.entries import Entry, Group
+from optimkit.driver.gradients import Gradients, check_gradient
+from optimkit.driver.membership import Membership
+from optimkit.driver.overlaps import gradient_conflicts, zero
+from optimkit.driver.result import NonFiniteGradientError, StepResult
+from optimkit.driver.sources import Sources
+from optimkit.engines import canonical
+from optimkit.engines.choose import check_engine
+from optimkit.params import Tree
+from optimkit.rule import Penalty, Transform
+
+POLICIES = ("allow", "raise", "skip")
+
+
+class _Explain:
+    """`Adam.explain("float32")` on the class, `opt.explain()` on an optimizer."""
+
+    def __get__(self, optimizer: Any, cls: Any) -> Callable[..., str]:
+        if optimizer is None:
+            return cls._explain_class  # type: ignore[no-any-return]
+        return optimizer._explain_self  # type: ignore[no-any-return]
+
+
+class Optimizer(Membership, base=True):
+    """What all optimizers share: parameters, steps, numbers and state.
+
+    A new optimizer declares its numbers as annotated fields, its state in `slots`, its update in
+    `update`; `optimkit.rule` shows one in ten lines.
+
+    Parameters
+    ----------
+    params : parameters, optional
+        An array, `Param`, dicts, lists and tuples of them, nested; an object with
+        `.named_parameters()`, `.parameters()` or `.params()`; a list of groups, dicts with
+        "params" and values of their own. Without it, `bind` comes later.
+    penalty : Penalty, optional
+        `L1`, `L2`, `ElasticNet`, or one's own. Added to the gradient after all transforms.
+    transforms : sequence of Transform, optional
+        Links of the chain, in order; see `optimkit.transforms`.
+    maximize : bool, default False
+        Ascend: the gradient is negated before everything else.
+    nonfinite : {"allow", "raise", "skip"}, default "allow"
+        What happens when a gradient has NaN or Inf: nothing special, `NonFiniteGradientError`, or no
+        step (`result.applied` is False). With "raise" and "skip" nothing is written.
+    engine : {None, "eager", "numba"}
+        None chooses by the arrays.
+    """
+
+    params: Any = None
+    penalty: Penalty | None = dataclasses.field(default=None, kw_only=True)
+    transforms: Sequence[Transform] = dataclasses.field(default=(), kw_only=True)
+    maximize: bool = dataclasses.field(default=False, kw_only=True)
+    nonfinite: Literal["allow", "raise", "skip"] = dataclasses.field(default="allow", kw_only=True)
+    engine: str | None = dataclasses.field(default=None, kw_only=True)
+
+    _driver_fields: ClassVar[tuple[str, ...]] = ("params", "penalty", "transforms", "maximize", "nonfinite", "engine")
+    explain = _Explain()
+
+    def __post_init__(self) -> None:
+        if type(self).update is Optimizer.update:
+            raise TypeError(f"{type(self).__name__} must define update(self, w, g, s, h, xp)")
+        params = self.__dict__.pop("params")
+        self.__dict__["transforms"] = _check_options(self)
+        presets = self.links()
+        links = (*presets, *self.transforms, *([self.penalty] if self.penalty is not None else []))
+        values = {name: self.__dict__[name] for name in (*self._numbers, *self._own_structure())}
+        first = Group(values)
+        self.__dict__.update(_links=links, _groups=[first], _entries=[], _roots=[], _count=0, _shared={})
+        self.__dict__.update(_buckets=None, _versions=0, _lock=threading.RLock(), _gradients=None, _sources=None)
+        self.__dict__["_ever"] = False
+        self.validate(first.rule(type(self)))
+        if params is not None:
+            self.bind(params)
+
+    def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+        """The rule itself: (step, {slot: new value}), the step to be subtracted from `w`.
+
+        Parameters
+        ----------
+        w, g : array
+            The weight and the gradient of one parameter, after the gradient hooks.
+        s : namespace
+            The slots: `s.m`.
+        h : namespace
+            The numbers: `h.lr`; and `h.t`, the count of updates of this parameter, from 1.
+        xp : namespace
+            The array API's elementwise functions, `sum`, `mean`, `max` and `min`.
+        """
+        raise TypeError(f"{type(self).__name__} must define update(self, w, g, s, h, xp)")
+
+    def step(self, grads: Any = None, *, zero_grad: bool = False) -> StepResult:
+        """Update all parameters that have a gradient.
+
+        Parameters
+        ----------
+        grads : gradients, optional
+            They mirror the parameters: a dict by the same keys, a list as long, an array for an
+            array. Missing or None: that parameter is skipped. Without it `.grad` is read. Gradients
+            are read during the call and never written, unless `zero_grad` asks for it.
+        zero_grad : bool
+            Fill the gradients with zeros, in the same pass. Done after a skipped step too.
+
+        Returns
+        -------
+        StepResult
+            `applied`, and `grad_norm` where it was computed.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If a gradient does not fit its weight, or a container was changed. Nothing is written.
+        NonFiniteGradientError
+            With `nonfinite="raise"`. Nothing is written.
+        """
+        with self._lock:
+            self._require_entries()
+            values = self._take_gradients(grads, zero_grad)
+            buckets = [bucket for bucket in self._ready() if bucket.any_active]
+            if not buckets:
+                self.__dict__["_count"] += 1
+                return StepResult(False, 0.0)
+            result = self._run(buckets, zero_grad)
+            if zero_grad:
+                self._zero_after(values, result.applied)
+            return result
+
+    def _run(self, buckets: list[Bucket], zero_grad: bool) -> StepResult:
+        for bucket in buckets:
+            bucket.fill_rows(self._number)
+            bucket.start_uniforms(self._shared)
+        self._reduce(buckets)
+        norm = _gradient_norm(buckets)
+        self.__dict__["_count"] += 1
+        if self.nonfinite != "allow" and norm is not None and not np.isfinite(norm):
+            if self.nonfinite == "raise":
+                raise NonFiniteGradientError(_name_nonfinite(buckets))
+            return StepResult(False, norm)
+        with deferred_interrupts():
+            for bucket in buckets:
+                bucket.commit(zero_grad, self._shared)
+        return StepResult(True, norm)
+
+    def _reduce(self, buckets: list[Bucket]) -> None:
+        """Run the reading stages, round by round; totals are taken over all buckets."""
+        for number in sorted({key for bucket in buckets for key in bucket.plan.uniform_rounds if key}):
+            totals: dict[Hashable, np.ndarray] = {}
+            for bucket in buckets:
+                for place, stage in enumerate(bucket.plan.reading):
+                    if stage.round == number:
+                        bucket.reduce(place)
+                for node in bucket.plan.uniform_rounds.get(number, ()):
+                    if node.op == "total":
+                        parts = totals.setdefault(node.key, np.zeros(len(self._entries)))
+                        parts[bucket.places] = bucket.contribution(node.args[0])
+            found = {key: _sum_parameters(parts) for key, parts in totals.items()}
+            for bucket in buckets:
+                bucket.finish_round(number, found)
+
+    def _ready(self) -> list[Bucket]:
+        """The buckets, built anew where structure changed."""
+        versions = sum(link.__dict__.get("_version", 0) for link in self._links)
+        if self._buckets is None or versions != self._versions:
+            check = self.nonfinite != "allow"
+            buckets = build.build_buckets(
+                type(self), self._entries, self._links, self.maximize, check, self.engine
+            )
+            build.shared_slots(buckets, self._shared)
+            self.__dict__.update(_buckets=buckets, _versions=versions)
+            self.__dict__["_place"] = {
+                int(place): (bucket, number) for bucket in buckets for number, place in enumerate(bucket.places)
+            }
+            for place in range(len(self._entries)):
+                self._hand_over(place, self._views[place])
+        return self._buckets  # type: ignore[no-any-return]
+
+    def _take_gradients(self, grads: Any, zero_grad: bool) -> list[Any]:
+        """Adopt replaced weights, check replaced gradients, and hand both to the buckets."""
+        if self._gradients is None:
+            self.__dict__.update(
+                _gradients=Gradients(self._entries, self._roots, self._ever),
+                _sources=Sources(self._entries, self._roots),
+                _views=[None] * len(self._entries),
+                _conflicts=set(),
+            )
+        self._adopt_changed()
+        values, replaced = self._gradients.collect(grads)
+        if replaced:
+            self._accept(values, replaced)
+        return values  # type: ignore[no-any-return]
+
+    def _accept(self, values: list[Any], replaced: list[int]) -> None:
+        """Check gradients that were replaced, all of them before any is taken."""
+        views = {
+            place: None if values[place] is None else check_gradient(self._entries[place], values[place]) for place in replaced
+        }
+        for place, view in views.items():
+            self._views[place] = view
+        copies, shared = gradient_conflicts(self._entries, self._views)
+        known = self._buckets is not None
+        self.__dict__["_conflicts"] = copies | shared
+        for place in copies:
+            self._views[place] = self._views[place].copy()
+        for place in range(len(values)) if shared or copies else replaced:
+            if known:
+                self._hand_over(place, self._views[place])
+        for place in replaced:
+            if place not in copies:
+                self._gradients.remember(place, values[place])
+
+    def _hand_over(self, place: int, view: Any) -> None:
+        bucket, number = self._place[place]
+        bucket.set_gradient(number, view)
+        bucket.members[number].zero_in_pass = place not in self._conflicts
+        bucket.runner.members_changed([number])
+
+    def _adopt_changed(self) -> None:
+        """Adopt weights that stand in their containers now."""
+        for entry in self._sources.changed():
+            if entry.take_data():
+                self._relayout(entry)
+            elif self._buckets is not None:
+                bucket, number = self._place[self._entries.index(entry)]
+                bucket.adopt(number)
+                bucket.runner.members_changed([number])
+
+    def _zero_after(self, values: list[Any], applied: bool) -> None:
+        """Zero the gradients that the pass could not, and all of them after a skipped step."""
+        places = self._conflicts if applied else range(len(values))
+        zero(values[place] for place in places if values[place] is not None)
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Fill the gradients in `.grad` with zeros, or set them to None.
+
+        A NaN in a gradient becomes 0 too. Gradients passed to `step(grads)` are not kept and can't
+        be zeroed here: use `step(grads, zero_grad=True)`.
+        """
+        self._zero_own(set_to_none)
+
+    def get_lr(self) -> Any:
+        """The learning rate, as `opt.lr` reads it."""
+        return self.lr
+
+    def set_lr(self, lr: Any) -> None:
+        """Set the learning rate of all groups, as `opt.lr = lr` does."""
+        self.lr = lr
+
+    def _explain_self(self) -> str:
+        """The stages and kernels of the optimizer's buckets, as text."""
+        with self._lock:
+            if not self._entries:
+                return type(self)._explain_class("float32", rule=self._groups[0].rule(type(self)), links=self._links)
+            plans = {}
+            for entry_bucket in build.build_buckets(
+                type(self), self._entries, self._links, self.maximize, self.nonfinite != "allow", "eager"
+            ):
+                plans[id(entry_bucket.plan), entry_bucket.entries[0].param.dtype] = entry_bucket.plan
+            return "\n\n".join(build.explain_plan(plan, dtype) for (_, dtype), plan in plans.items())
+
+    @classmethod
+    def _explain_class(cls, dtype: str = "float32", rule: Any = None, links: Sequence[Transform] | None = None) -> str:
+        """The stages and kernels of the rule for arrays of a dtype, as text."""
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype = {dtype!r} must be 'float32' or 'float64'")
+        if rule is None:
+            optimizer = functional.default_rule(cls)
+            rule, links = optimizer._groups[0].rule(cls), optimizer._links
+        return build.explain_rule(cls, rule, links or (), dtype, False, False)
+
+    def init(self, params: Any) -> Any:
+        """The state of the functional form, for immutable arrays and jitted functions.
+
+        Returns
+        -------
+        dict
+            A pytree: {"t": {name: count}, "slots": {name: {slot: array}}}.
+        """
+        return functional.init(self, params)
+
+    def apply(self, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
+        """One step in the functional form: (new params, new state); nothing is written.
+
+        Examples
+        --------
+        >>> import numpy as np, optimkit
+        >>> rule = optimkit.SGD(lr=0.1)
+        >>> params, state = rule.apply({"w": np.ones(2)}, {"w": np.ones(2)}, rule.init({"w": np.ones(2)}))
+        >>> params["w"]
+        array([0.9, 0.9])
+        """
+        return functional.apply(self, params, grads, state)
+
+    def __repr__(self) -> str:
+        text = super().__repr__()[:-1]
+        count = len(self._entries)
+        return f"{text}; {count} parameter{'s' * (count != 1)})"
+
+
+def _check_options(self: Optimizer) -> tuple[Transform, ...]:
+    """The transforms as a tuple, after all options were checked."""
+    name = type(self).__name__
+    check_engine(self.engine)
+    if self.nonfinite not in POLICIES:
+        raise ValueError(f"{name}: nonfinite = {self.nonfinite!r} must be one of {', '.join(map(repr, POLICIES))}")
+    if not isinstance(self.maximize, bool):
+        raise TypeError(f"{name}: maximize = {self.maximize!r} must be True or False")
+    if self.penalty is not None and not isinstance(self.penalty, Penalty):
+        raise TypeError(f"{name}: penalty = {self.penalty!r} must be a Penalty, such as optimkit.L2(1e-4)")
+    links = self.transforms if isinstance(self.transforms, list | tuple) else None
+    if links is None or not all(isinstance(link, Transform) for link in links):
+        raise TypeError(f"{name}: transforms = {self.transforms!r} must be a list of Transforms, such as [ClipByValue(1.0)]")
+    return tuple(links)
+
+
+def _sum_parameters(parts: np.ndarray) -> float:
+    import array_api_compat.numpy as xp
+
+    with np.errstate(all="ignore"):
+        return float(canonical.combine(xp, "sum", parts))
+
+
+def _gradient_norm(buckets: Sequence[Bucket]) -> float | None:
+    nodes = [bucket.plan.program.gradient_norm for bucket in buckets]
+    if any(node is None for node in nodes):
+        return None
+    value = buckets[0].uniform(nodes[0])  # type: ignore[arg-type]
+    return float(value if np.ndim(value) == 0 else value[0])
+
+
+def _name_nonfinite(buckets: Sequence[Bucket]) -> str:
+    names = []
+    for bucket in buckets:
+        for node, value in bucket.values.items():
+            if node.op == "sum_of_squares" and node.args[0].op in ("g", "negative"):
+                names += [e.name for e, x, on in zip(bucket.entries, value, bucket.active, strict=True) if on and not np.isfinite(x)]
+    shown = ", ".join(map(repr, dict.fromkeys(names)))
+    return f"the gradient of {shown} has NaN or Inf; nothing was written. Use nonfinite='skip' to leave such steps out"

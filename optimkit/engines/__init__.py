@@ -1,0 +1,1 @@
+"""Engines: how stages run on arrays. Engines never name an optimizer."""

@@ -1,0 +1,61 @@
+"""Which engine runs which arrays.
+
+NumPy arrays and torch CPU tensors: numba where it is installed, else eager in slices. Everything
+else: eager. `engine="eager"` or `"numba"` forces one, or says why it can't.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+from optimkit.engines.eager import EagerRunner, SlicedRunner
+from optimkit.engines.runner import Runner
+
+ENGINES = ("eager", "numba")
+
+
+def check_engine(engine: Any) -> None:
+    if engine is not None and engine not in ENGINES:
+        raise ValueError(f"engine = {engine!r} must be None (chosen by the arrays) or one of {', '.join(map(repr, ENGINES))}")
+
+
+@cache
+def numba_problem() -> str:
+    from optimkit.engines.numba import available
+
+    return available()
+
+
+@cache
+def _say_once(problem: str) -> None:
+    warnings.warn(
+        f"optimkit runs on NumPy alone, in slices, several times slower than compiled: {problem}", RuntimeWarning, stacklevel=3
+    )
+
+
+def choose(library: str, device: Any, forced: str | None) -> type[Runner]:
+    """The engine for arrays of a library on a device.
+
+    Raises
+    ------
+    ValueError
+        If the forced engine can't run them, with the reason.
+    """
+    on_host = library == "numpy" or (library == "torch" and str(device) == "cpu")
+    if forced == "numba" and not on_host:
+        raise ValueError(f"engine = 'numba' runs NumPy arrays and torch CPU tensors, not {library} arrays on {device}")
+    if not on_host:
+        return EagerRunner
+    if forced == "eager":
+        return SlicedRunner
+    problem = numba_problem()
+    if not problem:
+        from optimkit.engines.numba import NumbaRunner
+
+        return NumbaRunner
+    if forced == "numba":
+        raise ValueError(f"engine = 'numba': {problem}")
+    _say_once(problem)
+    return SlicedRunner

@@ -1,0 +1,78 @@
+"""What the driver and the engines say to each other.
+
+A `Member` is one parameter of a bucket as an engine sees it; `Tables` are the scalars of a step; a
+`Runner` runs the stages of one plan on the members of one bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from optimkit.fusion.stages import Plan
+
+
+@dataclass(eq=False)
+class Member:
+    """One parameter of a bucket: its weight and gradient seen in memory order, its slots, flat.
+
+    `gradient` is None where there is none in this step. `zero_in_pass`: its gradient may be
+    zeroed right after it was read, since nobody else reads it.
+    """
+
+    name: str
+    weight: Any
+    slots: dict[Hashable, Any]
+    size: int
+    gradient: Any = None
+    zero_in_pass: bool = True
+
+
+@dataclass
+class Tables:
+    """The scalars of a step.
+
+    rows : (rows, hosts) float64, one row per distinct (group, t); row_of : (members,) its row;
+    uniforms : (members, uniforms) float64, filled as their rounds are done.
+    """
+
+    rows: np.ndarray
+    row_of: np.ndarray
+    uniforms: np.ndarray
+    rows_changed: bool = True
+    row_of_changed: bool = True
+
+
+class Runner(Protocol):
+    """An engine at work on one bucket."""
+
+    name: str
+
+    def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None: ...
+
+    def members_changed(self, numbers: Sequence[int]) -> None:
+        """The weight or the gradient of these members is another array, there is none, or one again."""
+
+    def reduce(self, number: int, tables: Tables) -> np.ndarray:
+        """Run a reading stage: (members, reductions) float64."""
+
+    def commit(self, tables: Tables, zero: bool) -> None:
+        """Run the last stage, which writes; zero the gradients that may be zeroed in the same pass."""
+
+
+@dataclass
+class Counters:
+    """What engines did, for tests and for the curious: `optimkit.counters`."""
+
+    compiles: int = 0
+    cache_hits: int = 0
+    launches: int = 0
+    uploads: int = 0
+    gradients_checked: int = 0
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+counters = Counters()

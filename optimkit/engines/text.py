@@ -1,0 +1,104 @@
+"""Stages as text: one statement per shared value, with the operations of a target's table.
+
+A table maps each operation to a template: {"add": "({0} + {1})"}. What is used once stands where
+it is used; what is used twice, or stands in a template twice, gets a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from optimkit.fusion.graph import Level, Node
+from optimkit.fusion.stages import Plan, Stage, array_key, is_array
+
+
+@dataclass
+class Body:
+    """The statements of one pass, and the expressions that it ends in.
+
+    `scalars` are the columns of the host table that it reads, `uniforms` those of the uniform table.
+    """
+
+    statements: list[tuple[str, str, str]] = field(default_factory=list)  # name, expression, kind
+    ends: list[str] = field(default_factory=list)
+    scalars: list[int] = field(default_factory=list)
+    uniforms: list[int] = field(default_factory=list)
+
+
+def identifiers(keys: tuple[Hashable, ...]) -> dict[Hashable, str]:
+    """A name for each array: "w", "g", and the slots' own names, made unique."""
+    names: dict[Hashable, str] = {}
+    for key in keys:
+        if isinstance(key, tuple):
+            _, index, name, _ = key
+            plain = re.sub(r"\W", "_", name) or "slot"
+            text = plain if index == 0 and plain not in ("w", "g", "i", "n", "p", "c") else f"{plain}_{index}"
+        else:
+            text = str(key)
+        while text in names.values():
+            text += "_"
+        names[key] = text
+    return names
+
+
+def write_body(
+    plan: Plan, stage: Stage, table: Mapping[str, str], names: Mapping[Hashable, str], literal: Callable[[Node], str]
+) -> Body:
+    """The body of a stage's loop over elements."""
+    body = Body()
+    ends = [reduction.args[0] for reduction in stage.reductions] or list(stage.outputs.values())
+    uses = Counter(id(arg) for node in stage.nodes for arg in node.args)
+    uses.update(id(end) for end in ends)
+    known: dict[int, str] = {}
+
+    def expression(node: Node) -> str:
+        if id(node) in known:
+            return known[id(node)]
+        text = _leaf(plan, node, names, literal, body)
+        known[id(node)] = text
+        return text
+
+    for node in stage.nodes:
+        template = table[node.op]
+        args = []
+        for place, arg in enumerate(node.args):
+            text = expression(arg)
+            if template.count(f"{{{place}}}") > 1 and not re.fullmatch(r"\w+", text):
+                text = _name(body, text, arg.kind)
+                known[id(arg)] = text
+            args.append(text)
+        text = template.format(*args)
+        known[id(node)] = _name(body, text, node.kind) if uses[id(node)] > 1 else text
+    body.ends = [expression(end) for end in ends]
+    return body
+
+
+def _name(body: Body, text: str, kind: str) -> str:
+    name = f"x{len(body.statements)}"
+    body.statements.append((name, text, kind))
+    return name
+
+
+def _leaf(
+    plan: Plan, node: Node, names: Mapping[Hashable, str], literal: Callable[[Node], str], body: Body
+) -> str:
+    if is_array(node):
+        return names[array_key(node)]
+    if node.op == "constant":
+        return literal(node)
+    if node.level is Level.HOST:
+        column = plan.hosts.index(node)
+        if column not in body.scalars:
+            body.scalars.append(column)
+        return f"k{column}"
+    column = plan.uniforms.index(node)
+    if column not in body.uniforms:
+        body.uniforms.append(column)
+    return f"u{column}"
+
+
+def indent(lines: Iterator[str] | list[str], depth: int) -> str:
+    return "\n".join(" " * 4 * depth + line if line else "" for line in lines)

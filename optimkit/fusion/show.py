@@ -1,0 +1,127 @@
+"""Graphs and plans as text that a person reads: `lr / (1 - betas[0]**t) * m`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from optimkit.fusion.graph import REDUCTIONS, Node
+from optimkit.fusion.stages import Plan
+
+_INFIX = {
+    "add": ("+", 4),
+    "subtract": ("-", 4),
+    "multiply": ("*", 5),
+    "divide": ("/", 5),
+    "count_power": ("**", 7),
+    "power": ("**", 7),
+    "equal": ("==", 3),
+    "not_equal": ("!=", 3),
+    "less": ("<", 3),
+    "less_equal": ("<=", 3),
+    "greater": (">", 3),
+    "greater_equal": (">=", 3),
+    "logical_and": ("&", 2),
+    "logical_or": ("|", 1),
+}
+
+Namer = Callable[[Node], str | None]
+
+
+def number_name(key: Hashable) -> str:
+    """The name of a number in formulas: "lr", "betas[0]"; a link's has its index: "max_norm@1"."""
+    index, name, position = key  # type: ignore[misc]
+    text = name if position is None else f"{name}[{position}]"
+    return text if index == 0 else f"{text}@{index}"
+
+
+def leaf_name(node: Node) -> str:
+    if node.op == "number":
+        return number_name(node.key)
+    if node.op == "count":
+        return "t"
+    if node.op == "constant":
+        return f"{node.key!r}"
+    if node.op == "slot":
+        index, name, _ = node.key  # type: ignore[misc]
+        return name if index == 0 else f"{name}@{index}"
+    return node.op
+
+
+def formula(node: Node, name: Namer = lambda node: None, depth: int = 0) -> str:
+    """A node as an expression. `name` may give a node a name, which then stands for it."""
+    text, _ = _formula(node, name, top=True)
+    return text
+
+
+def _formula(node: Node, name: Namer, top: bool = False) -> tuple[str, int]:
+    given = None if top else name(node)
+    if given is not None:
+        return given, 9
+    if not node.args:
+        return leaf_name(node), 9
+    if node.op in _INFIX:
+        sign, rank = _INFIX[node.op]
+        parts = []
+        for place, arg in enumerate(node.args):
+            text, own = _formula(arg, name)
+            parts.append(f"({text})" if own < rank or (own == rank and place == 1) or own == 3 else text)
+        gap = "" if rank == 7 else " "
+        return f"{parts[0]}{gap}{sign}{gap}{parts[1]}", rank
+    if node.op == "negative":
+        text, own = _formula(node.args[0], name)
+        return (f"-({text})" if own < 7 else f"-{text}"), 6
+    inside = ", ".join(_formula(arg, name)[0] for arg in node.args)
+    scale = f", 2**{node.key}" if node.op == "sum_of_squares" and node.key else ""
+    return f"{node.op}({inside}{scale})", 9
+
+
+def show_plan(plan: Plan, itemsize: int) -> str:
+    """The stages of a plan: what is computed on the host, per parameter, and in each pass."""
+    lines = [f"{plan.program.name}: {len(plan.stages)} stage{'s' * (len(plan.stages) > 1)}"]
+    names: dict[Node, str] = {}
+    lines.append("host, once a step (float64):")
+    for column, node in enumerate(plan.hosts):
+        lines.append(f"    k{column} = {formula(node)}")
+        names[node] = f"k{column}"
+    passes = {stage.round: stage for stage in plan.stages}
+    for number in sorted({*passes, *plan.uniform_rounds}):
+        stage = passes.get(number)
+        if stage is not None:
+            read, written = traffic(plan, plan.stages.index(stage), itemsize)
+            kind = "last stage" if stage is plan.last else "stage"
+            lines.append(f"{kind} {plan.stages.index(stage) + 1}: {read} bytes read, {written} written per element:")
+            counter = 0
+            shared = [node for node in stage.nodes if sum(node in other.args for other in stage.nodes) > 1]
+            for node in shared:
+                lines.append(f"    x{counter} = {formula(node, names.get)}")
+                names[node] = f"x{counter}"
+                counter += 1
+            for key, node in stage.outputs.items():
+                lines.append(f"    {output_name(key)} <- {formula(node, lambda n, own=node: None if n is own else names.get(n))}")
+        for node in plan.uniform_rounds.get(number, ()):
+            if node.args:
+                column = f"u{len([1 for known in names.values() if known.startswith('u')])}"
+                lines.append(f"    {column} = {formula(node, names.get)}        ({_scope(node)}, float64)")
+                names[node] = column
+    for key, node in plan.slot_outputs.items():
+        lines.append(f"    {output_name(key)} <- {formula(node, names.get)}")
+    return "\n".join(lines)
+
+
+def _scope(node: Node) -> str:
+    if node.op in REDUCTIONS:
+        return "per parameter"
+    return "over all parameters" if node.op == "total" else "uniform"
+
+
+def output_name(key: Hashable) -> str:
+    if isinstance(key, tuple):
+        _, index, name, _ = key
+        return name if index == 0 else f"{name}@{index}"
+    return str(key)
+
+
+def traffic(plan: Plan, number: int, itemsize: int) -> tuple[int, int]:
+    """Bytes read and written per element in one stage; arrays count once."""
+    stage = plan.stages[number]
+    return len(stage.reads) * itemsize, len(stage.outputs) * itemsize
