@@ -33,7 +33,7 @@ class Bucket:
         self.t = np.array([entry.t for entry in entries], np.int64)
         self.groups: list[Group] = list(dict.fromkeys(entry.group for entry in entries))
         self.group_of = np.array([self.groups.index(entry.group) for entry in entries], np.int64)
-        self.active = np.zeros(len(entries), bool)
+        self.active, self.n_active = np.zeros(len(entries), bool), 0
         self.classes: list[tuple[int, int]] = []
         n = len(entries)
         self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
@@ -48,7 +48,7 @@ class Bucket:
 
     @property
     def any_active(self) -> bool:
-        return bool(self.active.any())
+        return self.n_active > 0
 
     def set_gradient(self, number: int, gradient: Any) -> None:
         """Give one member its gradient, already checked, in the weight's shape; None for none."""
@@ -56,6 +56,7 @@ class Bucket:
         member.gradient = None if gradient is None else entry.layout.apply(gradient)
         if self.active[number] != (gradient is not None):
             self.active[number] = gradient is not None
+            self.n_active += 1 if gradient is not None else -1
             self._sorted = False
 
     def adopt(self, number: int) -> None:
@@ -145,7 +146,7 @@ class Bucket:
                 for number in np.flatnonzero(self.active):
                     self.entries[number].uniforms[index, name][...] = value if np.ndim(value) == 0 else value[number]
         self.t += self.active
-        if self.active.all():
+        if self.n_active == len(self.entries):
             self.classes = [(group, t + 1) for group, t in self.classes]
         else:
             self._sorted = False

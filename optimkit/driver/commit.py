@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+try:  # the functions below the enum wrappers of `signal`, which cost more than a small step's kernel
+    import _signal as signal
+except ImportError:
+    import signal  # type: ignore[no-redef]
 
 
 @contextmanager

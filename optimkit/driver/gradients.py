@@ -101,13 +101,9 @@ class Gradients:
 
 
 def own_gradient(entry: Entry) -> Any:
-    """The gradient that stands at the parameter itself: `.grad` of its Param, tensor or holder."""
-    anchor = entry.anchor
-    return gradient_of(anchor) if getattr(anchor, "grad", None) is not None and not _is_plain(anchor) else entry.param.grad
-
-
-def _is_plain(anchor: Any) -> bool:
-    return arrays.is_array(anchor) and not hasattr(anchor, "grad")
+    """The gradient that stands at the parameter itself: `.grad` of its tensor, holder or Param."""
+    found = getattr(entry.anchor, "grad", None)
+    return entry.param.grad if found is None else found
 
 
 def check_gradient(entry: Entry, gradient: Any) -> Any:
