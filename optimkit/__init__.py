@@ -6,7 +6,7 @@
     opt.step(grads)                             # updates them in place
 """
 
-from optimkit import transforms
+from optimkit import lr_scheduler, schedules, transforms
 from optimkit.driver.optimizer import Optimizer
 from optimkit.driver.result import NonFiniteGradientError, StepResult
 from optimkit.engines.runner import counters

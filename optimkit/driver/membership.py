@@ -312,6 +312,24 @@ class Membership(Rule, base=True):
             groups = self._groups if where is None else self._split_off(where)
             self._change(groups, coerced)
 
+    def _add_factor(self, factor: float) -> int:
+        """Multiply the learning rate by a factor that a scheduler sets; its key for `_set_factor`.
+
+        Keys count up, so they mean the same in a copy or a pickle.
+        """
+        with self._lock:
+            if "lr" not in self._numbers:
+                raise TypeError(f"{type(self).__name__} has no number lr that could be scheduled; it has {', '.join(self._numbers)}")
+            key = 1 + max(self._groups[0].factors, default=-1)
+            self._set_factor(key, factor)
+            return key
+
+    def _set_factor(self, key: int, factor: float) -> None:
+        """Set a factor of the learning rate in all groups; groups made later copy it."""
+        with self._lock:
+            for group in self._groups:
+                group.factors[key] = factor
+
     def _split_off(self, where: Where) -> list[Group]:
         """Groups that hold exactly the parameters that `where` selects."""
         chosen = self._select(where)

@@ -1,0 +1,465 @@
+"""Schedules and schedulers: closed forms of the step and of the epoch, composition, resume (faults 26 to 29)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import optimkit
+from optimkit import lr_scheduler, schedules
+from optimkit.driver import chain
+
+STORED = json.loads((Path(__file__).parent / "trajectories" / "torch.json").read_text())["schedules"]
+FAR = 10**6
+
+SCHEDULES = {
+    "constant": schedules.constant(0.3),
+    "step": schedules.step(0.3, step_size=4, gamma=0.5),
+    "multistep": schedules.multistep(0.3, milestones=[2, 7, 7], gamma=0.1),
+    "exponential": schedules.exponential(0.3, 0.9),
+    "linear": schedules.linear(0.0, 0.3, steps=5),
+}
+SCHEDULERS = {
+    "StepLR": {"step_size": 4, "gamma": 0.5},
+    "MultiStepLR": {"milestones": [2, 7, 7], "gamma": 0.1},
+    "ExponentialLR": {"gamma": 0.9},
+    "LambdaLR": {"f": lambda epoch: 1 / (1 + epoch)},
+    "MultiplicativeLR": {"f": lambda epoch: 1 / (1 + 0.1 * epoch)},
+}
+
+
+def make_optimizer(lr=0.1, **kwargs):
+    return optimkit.Adam({"W": np.ones((3, 2)), "b": np.ones(2)}, lr=lr, **kwargs)
+
+
+def make_scheduler(name, opt):
+    return getattr(lr_scheduler, name)(opt, **SCHEDULERS[name])
+
+
+def by_name(epoch):  # a function that pickles
+    return 0.9**epoch
+
+
+def test_the_lists_above_are_complete():
+    assert set(SCHEDULES) == set(schedules.__all__)
+    assert set(SCHEDULERS) == set(lr_scheduler.__all__) - {"LRScheduler"}
+
+
+# ---- schedules
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("constant", [0.3] * 8),
+        ("step", [0.3] * 4 + [0.15] * 4),
+        ("multistep", [0.3] * 2 + [0.03] * 5 + [0.0003]),
+        ("exponential", [0.3 * 0.9**n for n in range(8)]),
+        ("linear", [0.0, 0.06, 0.12, 0.18, 0.24, 0.3, 0.3, 0.3]),
+    ],
+)
+def test_schedules_have_the_values_of_their_formula(name, values):
+    assert [SCHEDULES[name](n) for n in range(8)] == pytest.approx(values, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_plain_values(name):
+    schedule = SCHEDULES[name]
+    assert pickle.loads(pickle.dumps(schedule)) == schedule == copy.deepcopy(schedule)
+    assert eval(repr(schedule), vars(schedules)) == schedule
+    assert hash(schedule) == hash(copy.copy(schedule))
+    with pytest.raises(AttributeError):
+        schedule.value = 1.0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_defined_past_the_end(name):
+    assert math.isfinite(SCHEDULES[name](FAR))
+    assert SCHEDULES[name](FAR) <= 0.3
+
+
+def test_growth_without_bound_becomes_infinite_and_the_optimizer_refuses_it():
+    assert schedules.exponential(1.0, 1.1)(FAR) == math.inf
+    w = np.ones(2)
+    opt = optimkit.SGD(w, lr=lambda n: schedules.exponential(1.0, 1.1)(n * FAR))
+    opt.step(np.ones(2))
+    with pytest.raises(ValueError, match=r"SGD: lr, .* = inf must be a number in \[0, inf\)"):
+        opt.step(np.ones(2))
+    assert w.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.step(0.1, 0), r"step: step_size = 0 must be a whole number from 1"),
+        (lambda: schedules.step(0.1, 2.5), r"step: step_size = 2\.5 must be a whole number from 1"),
+        (lambda: schedules.step(0.1, True), r"step: step_size = True must be a whole number"),
+        (lambda: schedules.step(0.1, 3, gamma=-0.5), r"step: gamma = -0\.5 must be a number in \[0, inf\)"),
+        (lambda: schedules.multistep(0.1, [3, -1]), r"multistep: milestones\[1\] = -1 must be a whole number from 0"),
+        (lambda: schedules.multistep(0.1, 30), r"multistep: milestones = 30 must be a list of whole numbers, such as"),
+        (lambda: schedules.multistep(0.1, "30"), r"multistep: milestones = '30' must be a list"),
+        (lambda: schedules.exponential(0.1, math.nan), r"exponential: gamma = nan must be a number in \[0, inf\)"),
+        (lambda: schedules.exponential("0.1", 0.9), r"exponential: value = '0\.1' must be a finite number"),
+        (lambda: schedules.exponential(None, 0.9), r"exponential: value = None must be a finite number"),
+        (lambda: schedules.constant(math.inf), r"constant: value = inf must be a finite number"),
+        (lambda: schedules.constant(by_name), r"constant: value = <function by_name .* must be a finite number"),
+        (lambda: schedules.linear(0.0, 0.1, 0), r"linear: steps = 0 must be a whole number from 1"),
+        (lambda: schedules.linear(0.0, True, 10), r"linear: end = True must be a finite number"),
+    ],
+)
+def test_bad_arguments_are_named_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_numpy_numbers_are_taken():
+    schedule = schedules.multistep(np.float32(0.5), np.array([4, 2]), np.float64(0.5))
+    assert schedule == schedules.multistep(0.5, (2, 4), 0.5)
+    assert all(type(each) is int for each in schedule.milestones)
+    assert schedules.step(0.1, np.int64(3)).step_size == 3
+
+
+def test_a_schedule_is_the_value_of_any_number_and_compiles_nothing():
+    w = np.ones(4)
+    opt = optimkit.Adam(w, lr=schedules.exponential(1e-2, 0.5), betas=(schedules.linear(0.5, 0.9, 10), 0.999))
+    opt.step(np.ones(4))
+    before = chain.counters["traces"], optimkit.counters.compiles
+    rates = []
+    for _ in range(5):
+        rates.append(opt.lr)
+        opt.step(np.ones(4))
+    assert rates == [1e-2 * 0.5**n for n in range(1, 6)]
+    assert opt.betas[0] == pytest.approx(0.5 + 0.04 * 6)
+    assert (chain.counters["traces"], optimkit.counters.compiles) == before
+
+
+def test_a_schedule_counts_steps_from_0_skipped_ones_too():
+    asked = []
+    opt = optimkit.SGD(np.ones(2), lr=lambda n: asked.append(n) or 0.1, nonfinite="skip")
+    for g in (1.0, np.nan, 1.0):
+        opt.step(np.full(2, g))
+    assert sorted(set(asked)) == [0, 1, 2]
+    assert opt.state[opt.names[0]].t == 2
+
+
+# ---- schedulers
+
+
+@pytest.mark.parametrize("case", STORED, ids=lambda case: case["name"])
+def test_schedulers_follow_the_stored_trajectories(case):
+    opt = make_optimizer(lr=case["base_lr"])
+    chained = []
+    for each in case["chain"]:
+        args = {name: eval(value) if name == "f" else value for name, value in each["args"].items()}
+        chained.append(getattr(lr_scheduler, each["class"])(opt, **args))
+    rates = [opt.lr]
+    for _ in range(len(case["lrs"]) - 1):
+        for scheduler in chained:
+            scheduler.step()
+        rates.append(opt.lr)
+    np.testing.assert_allclose(rates, case["lrs"], rtol=1e-14, atol=0)
+
+
+def test_chained_schedulers_compose():  # fault 29
+    opt = make_optimizer(lr=1.0)
+    first, second = lr_scheduler.StepLR(opt, 1, 0.5), lr_scheduler.MultiStepLR(opt, [2], 0.1)
+    rates = []
+    for _ in range(4):
+        rates.append(opt.lr)
+        first.step()
+        second.step()
+    assert rates == [1.0, 0.5, 0.25 * 0.1, 0.125 * 0.1]
+
+
+def test_lambda_composes_where_torch_overwrites():
+    opt = make_optimizer(lr=1.0)
+    lr_scheduler.LambdaLR(opt, lambda epoch: 0.5)
+    lr_scheduler.LambdaLR(opt, lambda epoch: 0.1)
+    assert opt.lr == 0.05
+
+
+def test_the_factor_of_epoch_0_holds_from_construction():
+    opt = make_optimizer(lr=0.5)
+    lr_scheduler.LambdaLR(opt, lambda epoch: (epoch + 1) / 5)
+    assert opt.lr == 0.1
+    w = np.ones(2)
+    plain = optimkit.SGD(w, lr=0.5)
+    lr_scheduler.LambdaLR(plain, lambda epoch: (epoch + 1) / 5)
+    plain.step(np.ones(2))
+    assert w.tolist() == [0.9, 0.9]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_rates_before_and_after_a_step(name):
+    opt = make_optimizer(lr=1.0)
+    scheduler = make_scheduler(name, opt)
+    assert scheduler.get_current_epoch() == 0
+    assert scheduler.get_last_lr() == scheduler.get_current_lr() == opt.lr == opt.get_lr() == 1.0
+    for epoch in range(1, 10):
+        before = opt.lr
+        scheduler.step()
+        assert scheduler.get_current_epoch() == epoch
+        assert scheduler.get_last_lr() == before
+        assert scheduler.get_current_lr() == opt.lr
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_any_epoch_can_be_set(name):
+    opt, other = make_optimizer(), make_optimizer()
+    walked, jumped = make_scheduler(name, opt), make_scheduler(name, other)
+    rates = [opt.lr]
+    for _ in range(12):
+        walked.step()
+        rates.append(opt.lr)
+    for epoch in (12, 3, 0, 7):
+        jumped.set_current_epoch(epoch)
+        assert jumped.get_current_epoch() == epoch
+        assert other.lr == rates[epoch]
+    jumped.step()
+    assert (jumped.get_current_epoch(), other.lr, jumped.get_last_lr()) == (8, rates[8], rates[7])
+
+
+@pytest.mark.parametrize("name", ["StepLR", "MultiStepLR", "ExponentialLR"])
+def test_schedulers_are_defined_past_the_end(name):
+    opt = make_optimizer()
+    scheduler = make_scheduler(name, opt)
+    scheduler.set_current_epoch(FAR)
+    assert 0 <= opt.lr < 0.1
+
+
+def test_print_lr(capsys):
+    opt = make_optimizer(lr=1.0)
+    scheduler = lr_scheduler.StepLR(opt, 1, 0.5)
+    scheduler.step()
+    scheduler.print_lr()
+    assert capsys.readouterr().out == "epoch 1: learning rate adjusted to [0.5]\n"
+
+
+def test_setting_the_rate_sets_the_base_and_factors_stay_on_top():
+    opt = make_optimizer(lr=1.0)
+    scheduler = lr_scheduler.ExponentialLR(opt, 0.5)
+    scheduler.step()
+    opt.lr = 0.2
+    assert opt.lr == 0.1
+    scheduler.step()
+    assert opt.lr == 0.05
+    opt.set_lr(1.0)
+    assert opt.lr == 0.25
+
+
+def test_a_scheduler_multiplies_a_schedule():
+    opt = optimkit.SGD(np.ones(2), lr=schedules.step(1.0, 1, 0.5))
+    scheduler = lr_scheduler.ExponentialLR(opt, 0.1)
+    scheduler.step()
+    opt.step(np.zeros(2))
+    assert opt.lr == 0.5 * 0.1
+
+
+def test_all_groups_are_scheduled_those_made_later_too():
+    opt = optimkit.SGD([{"params": {"W": np.ones(2)}}, {"params": {"b": np.ones(2)}, "lr": 0.5}], lr=1.0)
+    scheduler = lr_scheduler.ExponentialLR(opt, 0.5)
+    scheduler.step()
+    assert opt.lr == [0.5, 0.25]
+    assert scheduler.get_last_lr() == [1.0, 0.5]
+    opt.add({"c": np.ones(2)}, lr=4.0)
+    opt.set(where="W", lr=8.0)
+    assert opt.lr == [4.0, 0.25, 2.0]
+    scheduler.step()
+    assert opt.lr == [2.0, 0.125, 1.0]
+
+
+def test_an_optimizer_may_be_bound_after_its_scheduler_was_made():
+    opt = optimkit.SGD(lr=1.0)
+    lr_scheduler.LambdaLR(opt, lambda epoch: 0.25)
+    w = np.ones(2)
+    opt.bind([{"params": w, "lr": 2.0}])
+    opt.step([np.ones(2)])
+    assert w.tolist() == [0.5, 0.5]
+
+
+def test_schedulers_compile_nothing():
+    opt = make_optimizer()
+    grads = {"W": np.ones((3, 2)), "b": np.ones(2)}
+    opt.step(grads)
+    before = chain.counters["traces"], optimkit.counters.compiles
+    scheduler = lr_scheduler.ExponentialLR(opt, 0.9)
+    for _ in range(5):
+        opt.step(grads)
+        scheduler.step()
+    assert (chain.counters["traces"], optimkit.counters.compiles) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda opt: lr_scheduler.StepLR(opt, 0), r"StepLR: step_size = 0 must be a whole number from 1"),
+        (lambda opt: lr_scheduler.StepLR(opt, 1, -1.0), r"StepLR: gamma = -1\.0 must be a number in \[0, inf\)"),
+        (lambda opt: lr_scheduler.MultiStepLR(opt, [1.5]), r"MultiStepLR: milestones\[0\] = 1\.5 must be a whole number"),
+        (lambda opt: lr_scheduler.ExponentialLR(opt, math.inf), r"ExponentialLR: gamma = inf must be a number"),
+        (lambda opt: lr_scheduler.LambdaLR(opt, 0.9), r"LambdaLR: f = 0\.9 must be a function of the epoch, such as"),
+        (lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: -1.0), r"LambdaLR: the factor of epoch 0 = -1\.0 must be"),
+        (lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: None), r"LambdaLR: the factor of epoch 0 = None must be"),
+    ],
+)
+def test_bad_schedulers_are_named_and_change_nothing(make, message):
+    opt = make_optimizer(lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        make(opt)
+    assert opt.lr == 0.1
+
+
+def test_a_bad_value_later_on_changes_nothing():
+    opt = make_optimizer(lr=0.1)
+    scheduler = lr_scheduler.MultiplicativeLR(opt, lambda epoch: 0.5 if epoch < 3 else math.nan)
+    scheduler.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match=r"MultiplicativeLR: f\(3\) = nan must be a number in \[0, inf\)"):
+        scheduler.step()
+    assert (scheduler.get_current_epoch(), opt.lr, scheduler.get_last_lr()) == (2, 0.025, 0.05)
+    with pytest.raises(ValueError, match=r"MultiplicativeLR: epoch = -1 must be a whole number from 0"):
+        scheduler.set_current_epoch(-1)
+
+
+def test_only_optimizers_with_a_rate_are_scheduled():
+    with pytest.raises(TypeError, match=r"StepLR: optimizer = 0\.1 must be an optimkit optimizer"):
+        lr_scheduler.StepLR(0.1, 3)
+
+    class NoRate(optimkit.Optimizer):
+        speed: optimkit.Scalar = 0.1
+
+        def update(self, w, g, s, h, xp):
+            return h.speed * g, {}
+
+    with pytest.raises(TypeError, match=r"NoRate has no number lr that could be scheduled; it has speed"):
+        lr_scheduler.StepLR(NoRate(np.ones(2)), 3)
+
+
+def test_step_says_whether_it_was_applied_so_that_a_scheduler_can_wait():  # fault 26
+    opt = optimkit.SGD(np.ones(2), lr=1.0, nonfinite="skip")
+    scheduler = lr_scheduler.ExponentialLR(opt, 0.5)
+    for g in (1.0, math.inf, 1.0):
+        if opt.step(np.full(2, g)).applied:
+            scheduler.step()
+    assert (scheduler.get_current_epoch(), opt.lr) == (2, 0.25)
+
+
+# ---- state
+
+
+def run(opt, chained, grads, start, stop):
+    for n in range(start, stop):
+        opt.step({name: g * (n + 1) for name, g in grads.items()})
+        if n % 3 == 2:
+            for scheduler in chained:
+                scheduler.step()
+
+
+@pytest.mark.parametrize("order", ["optimizer first", "schedulers first"])
+def test_resume_is_exact(order):  # fault 28
+    rng = np.random.default_rng(7)
+    grads = {"W": rng.standard_normal((3, 2)), "b": rng.standard_normal(2)}
+
+    def build():
+        params = {"W": np.ones((3, 2)), "b": np.ones(2)}
+        opt = optimkit.Adam(params, lr=schedules.exponential(0.1, 0.97))
+        return params, opt, [make_scheduler(name, opt) for name in SCHEDULERS]
+
+    params, opt, chained = build()
+    run(opt, chained, grads, 0, 40)
+
+    early, opt_early, chained_early = build()
+    run(opt_early, chained_early, grads, 0, 17)
+    saved = json.loads(json.dumps([scheduler.state_dict() for scheduler in chained_early]))
+    weights, state = copy.deepcopy(early), opt_early.state_dict()
+
+    late, opt_late, chained_late = build()
+    for name, w in weights.items():
+        late[name][...] = w
+    if order == "optimizer first":
+        opt_late.load_state_dict(state)
+    for scheduler, own in zip(chained_late, saved, strict=True):
+        scheduler.load_state_dict(own)
+    if order == "schedulers first":
+        opt_late.load_state_dict(state)
+    assert opt_late.lr == opt_early.lr
+    assert [s.get_last_lr() for s in chained_late] == [s.get_last_lr() for s in chained_early]
+    run(opt_late, chained_late, grads, 17, 40)
+    assert opt_late.lr == opt.lr
+    assert all((late[name] == params[name]).all() for name in params)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_state_dict_is_a_copy_with_the_settings(name):
+    opt = make_optimizer()
+    scheduler = make_scheduler(name, opt)
+    scheduler.set_current_epoch(5)
+    saved = scheduler.state_dict()
+    kept = copy.deepcopy(saved)
+    scheduler.step()
+    assert saved == kept
+    assert saved["settings"] == {key: value for key, value in SCHEDULERS[name].items() if key != "f"}
+    other = make_optimizer()
+    fresh = make_scheduler(name, other)
+    fresh.load_state_dict(saved)
+    assert fresh.state_dict() == saved
+
+
+def test_loading_restores_the_settings():
+    saved = lr_scheduler.StepLR(make_optimizer(), 7, 0.25).state_dict() | {"epoch": 14}
+    opt = make_optimizer(lr=1.0)
+    scheduler = lr_scheduler.StepLR(opt, 3, 0.5)
+    scheduler.load_state_dict(saved)
+    assert opt.lr == 0.0625
+    assert repr(scheduler) == "StepLR(step_size=7, gamma=0.25, epoch=14, lr=0.0625)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scheduler": "ExponentialLR"}, "it was saved by ExponentialLR"),
+        ({"format": 9}, "its format is 9, this version reads 1"),
+        ({"epoch": -1}, "epoch = -1 must be a whole number from 0"),
+        ({"settings": {"gamma": 0.5}}, "its settings are {'gamma': 0.5}, here are step_size, gamma"),
+        ({"settings": {"step_size": 0, "gamma": 0.5}}, "step_size = 0 must be a whole number from 1"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, message):
+    opt = make_optimizer(lr=1.0)
+    scheduler = lr_scheduler.StepLR(opt, 3, 0.5)
+    scheduler.set_current_epoch(4)
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match="nothing was changed") as caught:
+        scheduler.load_state_dict(before | change)
+    assert message in str(caught.value)
+    assert scheduler.state_dict() == before
+    assert opt.lr == 0.5
+
+
+def test_what_is_no_state_dict_is_refused():
+    with pytest.raises(
+        ValueError, match=r"it is no state_dict of a scheduler: it lacks format, scheduler, epoch, last_lr, settings"
+    ):
+        lr_scheduler.StepLR(make_optimizer(), 3).load_state_dict({})
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_copies_continue_alone(how):
+    opt = make_optimizer(lr=1.0)
+    schedulers = [lr_scheduler.StepLR(opt, 1, 0.5), lr_scheduler.LambdaLR(opt, by_name)]
+    for scheduler in schedulers:
+        scheduler.step()
+    twin, twins = how((opt, schedulers))
+    assert twins[0].optimizer is twin
+    assert twin.lr == opt.lr == 0.5 * 0.9
+    for scheduler in twins:
+        scheduler.step()
+    assert (twin.lr, opt.lr) == (0.25 * 0.9**2, 0.5 * 0.9)
+    another = lr_scheduler.LambdaLR(twin, lambda epoch: 0.5)
+    assert twin.lr == 0.25 * 0.9**2 * 0.5
+    assert len({another._key, *(scheduler._key for scheduler in twins)}) == 3
