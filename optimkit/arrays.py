@@ -222,7 +222,7 @@ class Layout:
     def restore(self, flat: Any, shape: Sequence[int]) -> Any:
         """A flat array in memory order, seen in the weight's shape."""
         if self.is_plain:
-            return flat.reshape(tuple(shape))
+            return namespace(flat).reshape(flat, tuple(shape))
         x = flat.reshape(tuple(shape[axis] for axis in self.axes))
         x = x[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
         return x.transpose(tuple(self.axes.index(axis) for axis in range(len(self.axes))))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import call, is_
 from typing import Any
 
@@ -54,8 +55,13 @@ class Gradients:
             self.seen[number] = _nothing
             return
         try:
-            self.seen[number] = weakref.ref(gradient)
+            self.seen[number] = weakref.ref(gradient, partial(self._died, number))
         except TypeError:  # a library whose arrays know no weak references: checked each step
+            self.seen[number] = lambda: self
+
+    def _died(self, number: int, reference: Callable[[], Any]) -> None:
+        """A gradient is gone; its dead reference would equal None, no gradient."""
+        if self.seen[number] is reference:
             self.seen[number] = lambda: self
 
     def _own(self) -> list[Any]:

@@ -97,6 +97,7 @@ class EagerRunner:
             known[node] = function_of(xp, node.op)(*(value(arg) for arg in node.args))
         return [value(end) for end in ends]
 
+    @np.errstate(all="ignore")  # libraries on top of NumPy warn as it does
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
         stage = self.plan.stages[number]
         results = np.zeros((len(self.members), len(stage.reductions)))
@@ -111,6 +112,7 @@ class EagerRunner:
                 results[p, r] = float(canonical.reduce(xp, node.op, flat, int(node.key or 0)))  # type: ignore[call-overload]
         return results
 
+    @np.errstate(all="ignore")
     def commit(self, tables: Tables, zero: bool) -> None:
         stage = self.plan.last
         for p, member in enumerate(self.members):
