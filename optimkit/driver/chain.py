@@ -162,7 +162,9 @@ def _check_complete(chain: Chain, slots: Mapping[SlotKey, Any], new: Mapping[Slo
             )
 
 
-def trace(chain: Chain, complex_weight: bool = False, wide: bool = False, check: bool = False) -> Program:
+def trace(
+    chain: Chain, complex_weight: bool = False, wide: bool = False, check: bool = False, device_count: bool = False
+) -> Program:
     """Trace a chain into a program.
 
     Parameters
@@ -171,9 +173,12 @@ def trace(chain: Chain, complex_weight: bool = False, wide: bool = False, check:
         Norms are computed for float64 arrays, whose squares may overflow float64.
     check : bool
         The driver wants the norm of all gradients, to see whether they are finite.
+    device_count : bool
+        h.t lives on the device, where a skip is decided: what depends on it is uniform, not host.
     """
     counters["traces"] += 1
     graph = Graph()
+    count_level = Level.UNIFORM if device_count else Level.HOST
     kind = "complex" if complex_weight else "real"
     xp = TracingNamespace(graph, wide)
 
@@ -184,7 +189,7 @@ def trace(chain: Chain, complex_weight: bool = False, wide: bool = False, check:
         own = {name: _traced_number(graph, index, rule, name) for name in rule._numbers}
         if index and "lr" in chain.optimizer._numbers:
             own = {"lr": _traced_number(graph, 0, chain.optimizer, "lr")} | own
-        return Numbers(rule, {**own, "t": leaf("count", Level.HOST, whole=True)})
+        return Numbers(rule, {**own, "t": leaf("count", count_level, whole=True)})
 
     slots, shapes = {}, chain.slots()
     for (index, name), slot in shapes.items():
@@ -229,7 +234,7 @@ def _traced_number(graph: Graph, index: int, rule: Rule, name: str) -> Any:
 
 def _same_for_all(node: Node) -> bool:
     """Whether a uniform value is the same for all parameters: made of totals, optimizer slots and numbers."""
-    if node.op == "total" or (node.op == "slot" and node.key[-1] == "optimizer"):  # type: ignore[index]
+    if node.op in ("total", "count") or (node.op == "slot" and node.key[-1] == "optimizer"):  # type: ignore[index]
         return True
     if node.op == "size" or node.level is Level.ELEMENT or node.op == "slot":
         return False

@@ -46,6 +46,23 @@ class Tables:
     row_of_changed: bool = True
 
 
+@dataclass
+class Shared:
+    """What all buckets of an optimizer have in common, for engines that work on a device.
+
+    entries : the number of parameters of the optimizer; labels : its totals, in order; slots : the
+    values of its slots that it has once, by key; device_count : update counts live on the device;
+    skip : the device decides whether a step is applied; capturable : a step may become part of a CUDA graph.
+    """
+
+    entries: int
+    labels: tuple[Hashable, ...] = ()
+    slots: dict[Hashable, float] = field(default_factory=dict)
+    device_count: bool = False
+    skip: bool = False
+    capturable: bool = False
+
+
 class Runner(Protocol):
     """An engine at work on one bucket."""
 

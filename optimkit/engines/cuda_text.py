@@ -1,0 +1,358 @@
+"""The text of CUDA kernels: the stages of a plan as CUDA C++ that NVRTC compiles.
+
+One launch serves all parameters of a bucket. A block looks up its chunk, and the parameter of
+the chunk in the table (`ENTRY` names its columns; the addresses of the arrays follow). Stages that
+reduce leave one value per unit of 2,048; the block that arrives last at a parameter adds them, and
+the one that arrives last of all computes the uniform values: no launch of their own.
+
+Block and chunk: 256 threads, each with 16 bytes of every array in flight. Adam reads four
+arrays, 16 KiB a block; an H100 needs about 18 KiB in flight per SM to hide its memory's latency
+(3.35 TB/s, 132 SMs, about 700 ns), so two resident blocks are enough, and eight fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from optimkit.engines.canonical import LANES, UNIT
+from optimkit.engines.cuda_uniform import COMBINE, UniformText
+from optimkit.engines.text import Body, identifiers, write_body
+from optimkit.fusion.graph import BOOLEAN, Node
+from optimkit.fusion.show import formula, traffic
+from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
+
+WRITE_CHUNK, WRITE_THREADS = 4096, 256
+READ_CHUNK, READ_THREADS = 8192, 128
+ROWS = 384  # doubles that a launch carries by value
+ENTRY = ("size", "row", "flags", "first_unit", "blocks", "place", "layout_w", "layout_g")
+ABSENT, VECTOR, STRIDED_W, STRIDED_G, ZERO_G, OTHER_G = 1, 2, 4, 8, 16, 32  # bits of flags
+
+TABLE = {
+    "add": "({0} + {1})",
+    "subtract": "({0} - {1})",
+    "multiply": "({0} * {1})",
+    "divide": "({0} / {1})",
+    "negative": "(-{0})",
+    "sqrt": "sqrt({0})",
+    "abs": "fabs({0})",
+    "sign": "sign_of({0})",
+    "minimum": "minimum_of({0}, {1})",
+    "maximum": "maximum_of({0}, {1})",
+    "floor": "floor({0})",
+    "ceil": "ceil({0})",
+    "round": "rint({0})",
+    "exp": "exp({0})",
+    "expm1": "expm1({0})",
+    "log": "log({0})",
+    "log1p": "log1p({0})",
+    "tanh": "tanh({0})",
+    "hypot": "hypot({0}, {1})",
+    "power": "pow({0}, {1})",
+    "count_power": "count_power({0}, {1})",
+    "equal": "({0} == {1})",
+    "not_equal": "({0} != {1})",
+    "less": "({0} < {1})",
+    "less_equal": "({0} <= {1})",
+    "greater": "({0} > {1})",
+    "greater_equal": "({0} >= {1})",
+    "isfinite": "is_finite({0})",
+    "isnan": "({0} != {0})",
+    "logical_and": "({0} && {1})",
+    "logical_or": "({0} || {1})",
+    "logical_not": "(!{0})",
+    "where": "({0} ? {1} : {2})",
+    "real": "{0}",
+    "conj": "{0}",
+    "imag": "({0} * 0)",
+}
+
+PRELUDE = """\
+typedef long long word;
+struct Job {{
+    const word* table;          // one entry per parameter
+    const int2* chunks;         // (parameter, number of the chunk), for the stage that writes
+    const int2* read_chunks;    // the same for the stages that reduce
+    const double* more_rows;    // the rows, where they are too many to be carried below
+    double* uniforms;           // uniform values, {columns} per parameter
+    double* slots;              // state per parameter, {slots} values each
+    double* shared;             // state per optimizer
+    word* counts;               // updates of each parameter, where a step is decided on the device
+    int* arrived;               // blocks that have finished, per parameter
+    int* control;               // [0] parameters that have finished, [1] blocks that have written
+    double* partials;           // one value per unit of 2,048 elements and reduction
+    double* contributions;      // what each parameter of the optimizer adds to each total, by device
+    double* result;             // [0] norm of all gradients, [1] whether the step is applied
+    int members, present;       // parameters of the bucket, and those that have a gradient
+    int entries, labels;        // parameters of the optimizer, and totals
+    int devices, device;        // with parameters of the optimizer, and which this one is
+    int zero, finish;           // zero the gradients; finish the rounds in the launch that reduces
+    int write_shared, unused;   // bits: which slots per optimizer this bucket writes
+    double rows[{rows}];
+}};
+{classes}
+template <class T> __device__ __forceinline__ T minimum_of(T a, T b) {{ return (a < b || a != a) ? a : b; }}
+template <class T> __device__ __forceinline__ T maximum_of(T a, T b) {{ return (a > b || a != a) ? a : b; }}
+template <class T> __device__ __forceinline__ T sign_of(T a) {{
+    return a != a ? a : (a > 0 ? (T)1 : (a < 0 ? (T)-1 : (T)0));
+}}
+template <class T> __device__ __forceinline__ bool is_finite(T a) {{ return a - a == 0; }}
+__device__ double count_power(double base, double count) {{
+    double result = 1.0, square = base;
+    if (count < 0) return 1.0 / count_power(base, -count);
+    for (word bits = (word)count; bits; bits >>= 1) {{
+        if (bits & 1) result *= square;
+        square *= square;
+    }}
+    return result;
+}}
+
+// The address of element i of a strided array, in memory order of its weight.
+__device__ char* strided(const word* layout, char* data, word i) {{
+    word axes = layout[0];
+    for (word axis = axes - 1; axis >= 0; axis--) {{
+        data += (i % layout[1 + axis]) * layout[1 + axes + axis];
+        i /= layout[1 + axis];
+    }}
+    return data;
+}}
+template <class T> __device__ __forceinline__ T* global(T* p) {{ __builtin_assume(__isGlobal(p)); return p; }}
+"""
+
+_CLASSES = """\
+typedef {real} real;
+typedef {other} other;
+struct alignas(16) Pack {{ real x[{lanes}]; }};
+"""
+
+# A gradient that is strided, of another dtype, or both.
+_LOAD_G = """\
+__device__ __forceinline__ real load_g(const word* entry, real* g, word i) {
+    word flags = entry[2];
+    char* p = (char*)g + i * ((flags & 32) ? sizeof(other) : sizeof(real));
+    if (flags & 8) p = strided((const word*)entry[7], (char*)g, i);
+    p = global(p);
+    return (flags & 32) ? (real)*(other*)p : *(real*)p;
+}
+__device__ __forceinline__ void zero_g(const word* entry, real* g, word i) {
+    word flags = entry[2];
+    char* p = (char*)g + i * ((flags & 32) ? sizeof(other) : sizeof(real));
+    if (flags & 8) p = strided((const word*)entry[7], (char*)g, i);
+    p = global(p);
+    if (flags & 32) *(other*)p = 0; else *(real*)p = 0;
+}
+__device__ __forceinline__ real* at_w(const word* entry, real* w, word i) {
+    return global((entry[2] & 4) ? (real*)strided((const word*)entry[6], (char*)w, i) : w + i);
+}
+"""
+
+
+def literal(node: Node, real: str = "real") -> str:
+    """A constant in the compute dtype."""
+    if node.kind == BOOLEAN:
+        return "true" if node.key else "false"
+    value = float(node.key)  # type: ignore[arg-type]
+    if value != value:
+        text = "__longlong_as_double(0x7ff8000000000000LL)"
+    elif value in (float("inf"), float("-inf")):
+        text = "__longlong_as_double(0x7ff0000000000000LL)" if value > 0 else "(-__longlong_as_double(0x7ff0000000000000LL))"
+    else:
+        text = repr(value)
+    return f"(({real}){text})"
+
+
+def module_text(
+    plan: Plan,
+    dtype: str,
+    labels: Sequence[Hashable] = (),
+    slots: Sequence[Hashable] = (),
+    device_count: bool = False,
+    skip: bool = False,
+) -> str:
+    """The text of all kernels of a plan.
+
+    Parameters
+    ----------
+    labels, slots : sequence
+        The totals, and the slots per optimizer, of the whole optimizer.
+    device_count : bool
+        Update counts live on the device.
+    skip : bool
+        The device decides whether the step is applied.
+    """
+    real, other = {"float32": ("float", "double"), "float64": ("double", "float")}[dtype]
+    uniform = UniformText(plan, TABLE, len(ENTRY) + len(plan.arrays), labels, slots)
+    itemsize = 4 if real == "float" else 8
+    classes = _CLASSES.format(real=real, other=other, lanes=16 // itemsize)
+    head = [f"// {plan.program.name}, {dtype}"]
+    for number in range(len(plan.stages)):
+        read, written = traffic(plan, number, itemsize)
+        head.append(f"// stage {number + 1}: {read} bytes read, {written} written per element")
+    prelude = PRELUDE.format(columns=uniform.width, slots=len(uniform.slots), rows=ROWS, classes=classes)
+    parts = ["\n".join(head), prelude, _LOAD_G]
+    epilogue = uniform.epilogue(device_count, skip) if device_count or plan.slot_outputs else []
+    if uniform.numbers or epilogue:
+        parts.append(COMBINE)
+    parts += uniform.functions(plan.program.gradient_norm)
+    parts += [_read_kernel(plan, number, uniform) for number in range(len(plan.reading))]
+    parts.append(_write_kernel(plan, uniform, epilogue, skip))
+    return "\n".join(parts)
+
+
+def _element(name: str, body: Body, stage: Stage, names: dict[Hashable, str], results: list[str]) -> str:
+    """The function of one element: everything by value, the results by reference."""
+    given = [f"real {names[key]}" for key in stage.reads]
+    given += [f"real k{column}" for column in sorted(body.scalars)] + [f"real u{column}" for column in sorted(body.uniforms)]
+    given += [f"real& {result}" for result in results]
+    lines = [f"__device__ __forceinline__ void {name}({', '.join(given)}) {{"]
+    lines += [f"    {'bool' if kind == BOOLEAN else 'real'} {temporary} = {text};" for temporary, text, kind in body.statements]
+    lines += [f"    {result} = {end};" for result, end in zip(results, body.ends, strict=True)]
+    return "\n".join([*lines, "}"])
+
+
+def _scalars(plan: Plan, body: Body, uniform: UniformText) -> list[str]:
+    """The scalars of the block's parameter; uniform values that need no reduction are computed by one thread."""
+    lines = [
+        uniform.rows_line(),
+        *(f"real k{column} = (real)rows[{column}];  // {formula(plan.hosts[column])}" for column in sorted(body.scalars)),
+    ]
+    early = [column for column in sorted(body.uniforms) if uniform.is_early(plan.uniforms[column])]
+    if early:
+        lines += [f"__shared__ double early[{len(early)}];", "if (threadIdx.x == 0) {"]
+        local: dict[Node, str] = {}
+        inner: list[str] = []
+        ends = [uniform.expression(plan.uniforms[column], local, inner) for column in early]
+        lines += ["    " + line for line in inner]
+        lines += [f"    early[{place}] = {end};" for place, end in enumerate(ends)]
+        lines += ["}", "__syncthreads();"]
+    for column in sorted(body.uniforms):
+        node = plan.uniforms[column]
+        source = f"early[{early.index(column)}]" if column in early else uniform.stored(node)
+        lines.append(f"real u{column} = (real){source};  // {formula(node)}")
+    return lines
+
+
+def _pointers(plan: Plan, stage: Stage, names: dict[Hashable, str]) -> list[str]:
+    keys = list(dict.fromkeys([*stage.reads, *stage.outputs, *([GRADIENT] if stage is plan.last else [])]))
+    return [f"real* p_{names[key]} = global((real*)entry[{len(ENTRY) + plan.arrays.index(key)}]);" for key in keys]
+
+
+def _load(key: Hashable, name: str) -> str:
+    """One element, by scalar code."""
+    if key == WEIGHT:
+        return f"*at_w(entry, p_{name}, i)"
+    return f"load_g(entry, p_{name}, i)" if key == GRADIENT else f"p_{name}[i]"
+
+
+def _write_kernel(plan: Plan, uniform: UniformText, epilogue: list[str], skip: bool) -> str:
+    stage, names = plan.last, identifiers(plan.arrays)
+    body = write_body(plan, stage, TABLE, names, literal)
+    results = [f"{names[key]}_new" for key in stage.outputs]
+    scalars = [f"k{column}" for column in sorted(body.scalars)] + [f"u{column}" for column in sorted(body.uniforms)]
+    lanes = "sizeof(Pack) / sizeof(real)"
+
+    def call(values: list[str], targets: list[str]) -> str:
+        return f"element({', '.join([*values, *scalars, *targets])});"
+
+    reads = [names[key] for key in stage.reads]
+    zero = "p_" + names[GRADIENT]
+    lines = ["const word* entry = job.table + p * %d;" % (len(ENTRY) + len(plan.arrays)), "word flags = entry[2];"]
+    inner = [*_pointers(plan, stage, names), *_scalars(plan, body, uniform)]
+    inner += [f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[0], start + {WRITE_CHUNK}), done = start;"]
+    inner += ["bool zero = job.zero && (flags & 16);", "if (flags & 2) {", f"    const word lanes = {lanes};"]
+    inner += ["    done = start + (end - start) / lanes * lanes;"]
+    inner += ["    for (word i = start + threadIdx.x * lanes; i < done; i += blockDim.x * lanes) {"]
+    inner += [f"        Pack {name} = *(const Pack*)(p_{name} + i);" for name in reads]
+    fresh = [f"{names[key]}_new" for key in stage.outputs]
+    inner += [f"        Pack {', '.join(fresh)};", "        #pragma unroll", "        for (int j = 0; j < lanes; j++)"]
+    inner += ["            " + call([f"{name}.x[j]" for name in reads], [f"{name}.x[j]" for name in fresh])]
+    inner += [f"        *(Pack*)(p_{names[key]} + i) = {names[key]}_new;" for key in stage.outputs]
+    inner += [f"        if (zero) *(Pack*)({zero} + i) = Pack{{}};", "    }", "}"]
+    inner += ["for (word i = done + threadIdx.x; i < end; i += blockDim.x) {", f"    real {', '.join(fresh)};"]
+    inner += ["    " + call([_load(key, names[key]) for key in stage.reads], fresh)]
+    inner += [f"    {_load(key, names[key]) if key == WEIGHT else f'p_{names[key]}[i]'} = {names[key]}_new;" for key in stage.outputs]
+    inner += [f"    if (zero) zero_g(entry, {zero}, i);", "}"]
+    wanted = "!(flags & 1) && apply" if skip else "!(flags & 1)"
+    lines += [f"if ({wanted}) {{", *("    " + line for line in inner), "}"]
+    if skip:
+        lines += ["if (!apply && !(flags & 1) && job.zero && (flags & 16)) {", *("    " + x for x in _zero_only(plan, zero)), "}"]
+    lines += epilogue
+    head = f'extern "C" __global__ void __launch_bounds__({WRITE_THREADS})\nwrite_stage(const __grid_constant__ Job job) {{'
+    begin = ["bool apply = job.result[1] != 0.0;"] if skip else []
+    begin += ["int2 chunk = job.chunks[blockIdx.x];", "word p = chunk.x;"]
+    kernel = "\n".join([head, *("    " + line for line in [*begin, *lines]), "}"])
+    return "\n".join([_element("element", body, stage, names, results), kernel, ""])
+
+
+def _zero_only(plan: Plan, zero: str) -> list[str]:
+    """The gradients of a step that is left out are zeroed all the same."""
+    column = len(ENTRY) + plan.arrays.index(GRADIENT)
+    return [
+        f"real* {zero} = global((real*)entry[{column}]);",
+        f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[0], start + {WRITE_CHUNK});",
+        f"for (word i = start + threadIdx.x; i < end; i += blockDim.x) zero_g(entry, {zero}, i);",
+    ]
+
+
+def _read_kernel(plan: Plan, number: int, uniform: UniformText) -> str:
+    stage, names = plan.stages[number], identifiers(plan.arrays)
+    body = write_body(plan, stage, TABLE, names, literal)
+    count = len(stage.reductions)
+    results = [f"y{r}" for r in range(count)]
+    scalars = [f"k{column}" for column in sorted(body.scalars)] + [f"u{column}" for column in sorted(body.uniforms)]
+    name = f"element_{number}"
+    reads = [names[key] for key in stage.reads]
+    inner = [*_pointers(plan, stage, names), *_scalars(plan, body, uniform)]
+    inner += [f"word unit = (word)chunk.y * {READ_CHUNK // UNIT} + threadIdx.x / 32, first = unit * {UNIT};"]
+    inner += ["int thread = threadIdx.x % 32;", f"word end = min(entry[0], first + {UNIT});"]
+    inner += [f"double a{r}[4] = {{{', '.join([_identity(node)] * 4)}}};" for r, node in enumerate(stage.reductions)]
+    inner += [f"for (word row = first + thread * 4; row < end; row += {LANES}) {{"]
+    inner += [f"    alignas(16) real v_{each}[4];" for each in reads]
+    inner += ["    if ((flags & 2) && row + 4 <= end) {", "        const int lanes = sizeof(Pack) / sizeof(real);"]
+    for each in reads:
+        inner += ["        #pragma unroll", "        for (int j = 0; j < 4; j += lanes)"]
+        inner += [f"            *(Pack*)(v_{each} + j) = *(const Pack*)(p_{each} + row + j);"]
+    inner += ["    } else {", "        for (int j = 0; j < 4; j++) if (row + j < end) {", "            word i = row + j;"]
+    inner += [f"            v_{names[key]}[j] = {_load(key, names[key])};" for key in stage.reads]
+    inner += ["        }", "    }", "    #pragma unroll", "    for (int j = 0; j < 4; j++) if (row + j < end) {"]
+    inner += [f"        real {', '.join(results)};"]
+    inner += [f"        {name}({', '.join([*(f'v_{each}[j]' for each in reads), *scalars, *results])});"]
+    for r, node in enumerate(stage.reductions):
+        inner += ["        " + line for line in _accumulate(node, r)]
+    inner += ["    }", "}"]
+    for r, node in enumerate(stage.reductions):
+        inner += ["for (int half = 16; half; half >>= 1) for (int j = 0; j < 4; j++) {"]
+        inner += [f"    double other_lane = __shfl_down_sync(0xffffffffu, a{r}[j], half);"]
+        inner += [f"    a{r}[j] = {_merge(node, f'a{r}[j]', 'other_lane')};", "}"]
+        inner += [f"for (int j = 0; j < 2; j++) a{r}[j] = {_merge(node, f'a{r}[j]', f'a{r}[j + 2]')};"]
+        inner += [f"a{r}[0] = {_merge(node, f'a{r}[0]', f'a{r}[1]')};"]
+    inner += ["if (thread == 0 && first < entry[0]) {", f"    double* to = job.partials + (entry[3] + unit) * {count};"]
+    inner += [f"    to[{r}] = a{r}[0];" for r in range(count)] + ["}"]
+    lines = ["int2 chunk = job.read_chunks[blockIdx.x];", "word p = chunk.x;"]
+    lines += ["const word* entry = job.table + p * %d;" % (len(ENTRY) + len(plan.arrays)), "word flags = entry[2];"]
+    lines += ["if (flags & 1) return;", *inner, *uniform.finish(stage)]
+    head = f'extern "C" __global__ void __launch_bounds__({READ_THREADS})\n'
+    head += f"read_stage_{number}(const __grid_constant__ Job job) {{"
+    kernel = "\n".join([head, *("    " + line for line in lines), "}"])
+    return "\n".join([_element(name, body, stage, names, results), kernel, ""])
+
+
+def _identity(node: Node) -> str:
+    infinity = "__longlong_as_double(0x7ff0000000000000LL)"
+    return {"max": f"-{infinity}", "min": infinity}.get(node.op, "0.0")
+
+
+def _merge(node: Node, a: str, b: str) -> str:
+    function = {"max": "maximum_of", "min": "minimum_of"}.get(node.op)
+    return f"{function}({a}, {b})" if function else f"{a} + {b}"
+
+
+def _accumulate(node: Node, r: int) -> list[str]:
+    lines = [f"double z{r} = (double)y{r};"]
+    if node.op == "sum_of_squares":
+        if node.key:
+            lines.append(f"z{r} = z{r} * {2.0 ** node.key!r};")  # type: ignore[operator]
+        lines.append(f"z{r} = z{r} * z{r};")
+    return [*lines, f"a{r}[j] = {_merge(node, f'a{r}[j]', f'z{r}')};"]
+
+
+__all__ = ["ABSENT", "ENTRY", "OTHER_G", "ROWS", "STRIDED_G", "STRIDED_W", "VECTOR", "ZERO_G", "module_text"]

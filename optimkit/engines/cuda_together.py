@@ -1,0 +1,148 @@
+"""All CUDA buckets of an optimizer together: what they share, and the order of their launches.
+
+One bucket: each pass is one launch, whose last block computes what follows from it. Several: the passes of
+a round, then what each parameter adds to a total goes to the other devices, then one small
+launch per bucket computes what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit.engines.runner import Shared, Tables
+
+
+class CudaTogether:
+    """The CUDA buckets of one optimizer.
+
+    Parameters
+    ----------
+    runners : sequence of CudaRunner
+        All of them; a step may concern some.
+    places : sequence
+        Where the members of each stand among all parameters.
+    """
+
+    def __init__(self, runners: Sequence[Any], places: Sequence[np.ndarray], shared: Shared) -> None:
+        import cupy
+
+        self.runners, self.shared = list(runners), shared
+        self.devices = list(dict.fromkeys(runner.device.id for runner in runners))
+        self._contributions, self._slots, self._done = {}, {}, {}
+        for number in self.devices:
+            with cupy.cuda.Device(number):
+                shape = (len(self.devices), len(shared.labels), shared.entries)
+                self._contributions[number] = cupy.zeros(shape)
+                self._slots[number] = cupy.asarray(np.array(list(shared.slots.values()), np.float64))
+                self._done[number] = cupy.cuda.Event(disable_timing=True)
+        for runner, place in zip(runners, places, strict=True):
+            number = runner.device.id
+            order = self.devices.index(number), len(self.devices)
+            runner.connect(shared, place, *order, self._contributions[number], self._slots[number])
+
+    def slot_view(self, key: Any) -> Any:
+        """A slot of the optimizer in the memory of its first device, 0-d float64."""
+        return self._slots[self.devices[0]][list(self.shared.slots).index(key)]
+
+    def reduce(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
+        """Run all passes that read, and everything that follows from them."""
+        alone = len(active) == 1
+        for runner, own in zip(active, tables, strict=True):
+            with _on(runner) as stream:
+                runner.begin(own, stream, alone)
+        if alone:
+            self._reduce_alone(active[0])
+            return
+        numbers = {number for runner in active for number in runner.uniform.numbers}
+        for number in sorted(numbers):
+            for runner in active:
+                with _on(runner) as stream:
+                    for place, stage in enumerate(runner.plan.reading):
+                        if stage.round == number:
+                            runner.read(place, stream)
+            for runner in active:
+                with _on(runner) as stream:
+                    runner.finish(number, stream)
+            self._exchange()
+
+    def _reduce_alone(self, runner: Any) -> None:
+        with _on(runner) as stream:
+            for number in runner.uniform.head_rounds():
+                runner.finish(number, stream)
+            for place in range(len(runner.plan.reading)):
+                runner.read(place, stream)
+
+    def _exchange(self) -> None:
+        """Give every device what the others add to the totals."""
+        if len(self.devices) == 1 or not self.shared.labels:
+            return
+        import cupy
+
+        runtime = cupy.cuda.runtime
+        streams = {number: cupy.cuda.get_current_stream(number) for number in self.devices}
+        for number, stream in streams.items():
+            with cupy.cuda.Device(number):
+                self._done[number].record(stream)
+        for place, number in enumerate(self.devices):
+            mine = self._contributions[number][place]
+            with cupy.cuda.Device(number):
+                for other in self.devices:
+                    if other != number:
+                        streams[number].wait_event(self._done[other])
+                        theirs = self._contributions[other][place]
+                        runtime.memcpyPeerAsync(theirs.data.ptr, other, mine.data.ptr, number, mine.nbytes, streams[number].ptr)
+        self._wait_for_each_other(streams)
+
+    def _wait_for_each_other(self, streams: dict[int, Any]) -> None:
+        import cupy
+
+        for number, stream in streams.items():
+            with cupy.cuda.Device(number):
+                arrived = cupy.cuda.Event(disable_timing=True)
+                arrived.record(stream)
+            for other, waiting in streams.items():
+                if other != number:
+                    with cupy.cuda.Device(other):
+                        waiting.wait_event(arrived)
+
+    def commit(self, active: Sequence[Any], zero: bool) -> None:
+        """Run the last stages."""
+        last = {(runner.device.id, key): runner for runner in active for key in runner.uniform.shared}
+        for runner in active:
+            with _on(runner) as stream:
+                runner.write(zero, [key for (_, key), writer in last.items() if writer is runner], stream)
+        if self.shared.slots and len(self.devices) > 1:
+            self._spread_slots(active[0].device.id, {runner.device.id for runner in active})
+
+    def _spread_slots(self, source: int, current: set[int]) -> None:
+        """Devices that took no part get the slots of the optimizer from one that did."""
+        import cupy
+
+        streams = {number: cupy.cuda.get_current_stream(number) for number in self.devices}
+        mine = self._slots[source]
+        self._wait_for_each_other(streams)
+        for number in self.devices:
+            if number not in current:
+                with cupy.cuda.Device(source):
+                    target = self._slots[number].data.ptr
+                    cupy.cuda.runtime.memcpyPeerAsync(target, number, mine.data.ptr, source, mine.nbytes, streams[source].ptr)
+        self._wait_for_each_other(streams)
+
+
+class _on:
+    """The device of a runner made current, and its current stream."""
+
+    def __init__(self, runner: Any) -> None:
+        self.device = runner.device
+
+    def __enter__(self) -> Any:
+        import cupy
+
+        self.device.__enter__()
+        return cupy.cuda.get_current_stream()
+
+    def __exit__(self, *exception: Any) -> None:
+        self.device.__exit__(*exception)
