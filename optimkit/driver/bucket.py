@@ -39,6 +39,16 @@ class Bucket:
         self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
         self.values: dict[Node, Any] = {}
         self._sorted = False
+        self.device: Any = None  # the DeviceSteps that it takes part in
+
+    @property
+    def on_device(self) -> bool:
+        """Whether its arrays live on a device, where steps run while the host goes on."""
+        return self.runner.together is not None
+
+    @property
+    def counts_on_device(self) -> bool:
+        return self.device is not None and self.device.device_count
 
     def _member(self, entry: Entry) -> Member:
         entry.ensure_slots(self.chain)
@@ -67,7 +77,7 @@ class Bucket:
         """Compute the host values of this step: one row per distinct (group, t)."""
         tables, plan = self.tables, self.plan
         if not self._sorted:
-            pairs = np.stack([self.group_of, self.t], axis=1)
+            pairs = np.stack([self.group_of, self.t * (not self.counts_on_device)], axis=1)
             pairs[~self.active] = pairs[self.active][0]  # their row is not read, but must exist
             classes, row_of = np.unique(pairs, axis=0, return_inverse=True)
             self.classes = [(int(g), int(t)) for g, t in classes]
@@ -145,15 +155,21 @@ class Bucket:
             else:
                 for number in np.flatnonzero(self.active):
                     self.entries[number].uniforms[index, name][...] = value if np.ndim(value) == 0 else value[number]
+        self.count_up()
+        if self.entries[0].param.library == "torch":
+            arrays.bump_versions([e.param.data for e, on in zip(self.entries, self.active, strict=True) if on])
+
+    def count_up(self) -> None:
+        """The step was applied: one more update for each parameter that took part."""
         self.t += self.active
         if self.n_active == len(self.entries):
             self.classes = [(group, t + 1) for group, t in self.classes]
         else:
             self._sorted = False
-        if self.entries[0].param.library == "torch":
-            arrays.bump_versions([e.param.data for e, on in zip(self.entries, self.active, strict=True) if on])
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
+        if self.counts_on_device:
+            self.t = self.runner.get_counts()
         for entry, t in zip(self.entries, self.t.tolist(), strict=True):
             entry.t = t

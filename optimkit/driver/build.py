@@ -28,14 +28,14 @@ def chain_of(cls: type[Rule], group: Group, links: Sequence[Transform], entry: E
     return Chain(group.rule(cls), chosen, maximize)
 
 
-def program_of(chain: Chain, wide: bool, check: bool) -> tuple[Hashable, Program]:
+def program_of(chain: Chain, wide: bool, check: bool, device_count: bool = False) -> tuple[Hashable, Program]:
     """The traced program of a chain, and its key; each structure is traced once."""
-    key = (chain.key(), wide, check)
+    key = (chain.key(), wide, check, device_count)
     if key not in _programs:
         if len(_programs) >= _MOST:
             _programs.clear()
             _plans.clear()
-        _programs[key] = trace(chain, wide=wide, check=check)
+        _programs[key] = trace(chain, wide=wide, check=check, device_count=device_count)
     return key, _programs[key]
 
 
@@ -47,9 +47,18 @@ def plan_of(key: Hashable, program: Program, floor: Mapping[Hashable, int]) -> P
 
 
 def build_buckets(
-    cls: type[Rule], entries: Sequence[Entry], links: Sequence[Transform], maximize: bool, check: bool, engine: str | None
+    cls: type[Rule],
+    entries: Sequence[Entry],
+    links: Sequence[Transform],
+    maximize: bool,
+    check: bool,
+    engine: str | None,
+    device_count: bool = False,
 ) -> list[Bucket]:
-    """Sort entries into buckets and set an engine to work on each."""
+    """Sort entries into buckets and set an engine to work on each.
+
+    With `device_count`, engines whose arrays live on a device count updates there.
+    """
     wide = any(entry.param.dtype == "float64" for entry in entries)
     sorted_: dict[Hashable, list[int]] = {}
     chains: dict[Hashable, Chain] = {}
@@ -63,14 +72,19 @@ def build_buckets(
         key = (entry.bucket_key, known[1])
         chains.setdefault(key, known[0])
         sorted_.setdefault(key, []).append(place)
-    programs = {key: program_of(chains[key], wide, check) for key in sorted_}
+    runners = {}
+    for key, places in sorted_.items():
+        param = entries[places[0]].param
+        runners[key] = choose(param.library, param.device, engine)
+    programs = {
+        key: program_of(chains[key], wide, check, device_count and runners[key].together is not None) for key in sorted_
+    }
     floor = total_rounds([program for _, program in programs.values()])
     buckets = []
     for key, places in sorted_.items():
         chosen = [entries[place] for place in places]
         plan = plan_of(*programs[key], floor)
-        runner = choose(chosen[0].param.library, chosen[0].param.device, engine)
-        buckets.append(Bucket(chosen, places, chains[key], plan, runner))
+        buckets.append(Bucket(chosen, places, chains[key], plan, runners[key]))
     return buckets
 
 
@@ -82,17 +96,25 @@ def shared_slots(buckets: Sequence[Bucket], shared: dict[tuple[int, str], np.nda
                 shared.setdefault(key, np.full((), slot.value))
 
 
-def explain_rule(cls: type[Rule], rule: Any, links: Sequence[Transform], dtype: str, maximize: bool, check: bool) -> str:
+def explain_rule(
+    cls: type[Rule], rule: Any, links: Sequence[Transform], dtype: str, maximize: bool, check: bool, engine: str
+) -> str:
     """The stages and kernels of a rule for arrays of a dtype, without parameters."""
     chain = Chain(rule, tuple(enumerate(links, 1)), maximize)
     key, program = program_of(chain, dtype == "float64", check)
-    return explain_plan(plan_of(key, program, total_rounds([program])), dtype)
+    return explain_plan(plan_of(key, program, total_rounds([program])), dtype, engine)
 
 
-def explain_plan(plan: Plan, dtype: str) -> str:
+def explain_plan(plan: Plan, dtype: str, engine: str) -> str:
+    """A plan's stages, and the text of its kernels for an engine, "numba" or "cuda"."""
+    from optimkit.engines.cuda_text import module_text
     from optimkit.engines.numba_text import kernel_text
     from optimkit.fusion.show import show_plan
 
-    kernels = [kernel_text(plan, number, dtype) for number in range(len(plan.stages))]
+    if engine == "cuda":
+        slots = [key for key in plan.slot_outputs if key[-1] == "optimizer"]  # type: ignore[index]
+        kernels = [module_text(plan, dtype, [node.key for node in plan.program.totals], slots)]
+    else:
+        kernels = [kernel_text(plan, number, dtype) for number in range(len(plan.stages))]
     itemsize = {"float32": 4, "float64": 8}[dtype]
     return "\n\n".join([show_plan(plan, itemsize), *kernels])

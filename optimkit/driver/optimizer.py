@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from optimkit.driver import build, functional
 from optimkit.driver.bucket import Bucket
 from optimkit.driver.commit import deferred_interrupts
+from optimkit.driver.device import DeviceSteps
 from optimkit.driver.entries import Entry, Group
 from optimkit.driver.gradients import Gradients, check_gradient
 from optimkit.driver.membership import Membership
@@ -61,8 +62,11 @@ class Optimizer(Membership, base=True):
     nonfinite : {"allow", "raise", "skip"}, default "allow"
         What happens when a gradient has NaN or Inf: nothing special, `NonFiniteGradientError`, or no
         step (`result.applied` is False). With "raise" and "skip" nothing is written.
-    engine : {None, "eager", "numba"}
+    engine : {None, "eager", "numba", "cuda"}
         None chooses by the arrays.
+    capturable : bool, default False
+        Steps may be captured in a CUDA graph: update counts and numbers live on the device. The first step,
+        and a step after an array was replaced, must run outside of the capture. For CuPy arrays only.
     """
 
     params: Any = None
@@ -71,8 +75,11 @@ class Optimizer(Membership, base=True):
     maximize: bool = dataclasses.field(default=False, kw_only=True)
     nonfinite: Literal["allow", "raise", "skip"] = dataclasses.field(default="allow", kw_only=True)
     engine: str | None = dataclasses.field(default=None, kw_only=True)
+    capturable: bool = dataclasses.field(default=False, kw_only=True)
 
-    _driver_fields: ClassVar[tuple[str, ...]] = ("params", "penalty", "transforms", "maximize", "nonfinite", "engine")
+    _driver_fields: ClassVar[tuple[str, ...]] = (
+        "params", "penalty", "transforms", "maximize", "nonfinite", "engine", "capturable"
+    )  # fmt: skip
     explain = _Explain()
 
     def __post_init__(self) -> None:
@@ -138,29 +145,50 @@ class Optimizer(Membership, base=True):
             if not buckets:
                 self.__dict__["_count"] += 1
                 return StepResult(False, 0.0)
-            result = self._run(buckets, zero_grad)
-            if zero_grad:
-                self._zero_after(values, result.applied)
-            return result
+            return self._run(buckets, values, zero_grad)
 
-    def _run(self, buckets: list[Bucket], zero_grad: bool) -> StepResult:
+    def _run(self, buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
         for bucket in buckets:
             bucket.fill_rows(self._number)
-            bucket.start_uniforms(self._shared)
+        self.__dict__["_count"] += 1
+        on_host = [bucket for bucket in buckets if not bucket.on_device]
+        if len(on_host) < len(buckets):
+            return self._run_on_device(on_host, [bucket for bucket in buckets if bucket.on_device], values, zero_grad)
         self._reduce(buckets)
         norm = _gradient_norm(buckets)
-        self.__dict__["_count"] += 1
         if self.nonfinite != "allow" and norm is not None and not np.isfinite(norm):
             if self.nonfinite == "raise":
                 raise NonFiniteGradientError(_name_nonfinite(buckets))
+            if zero_grad:
+                self._zero(values, range(len(values)))
             return StepResult(False, norm)
         with deferred_interrupts():
             for bucket in buckets:
                 bucket.commit(zero_grad, self._shared)
+        if zero_grad:
+            self._zero(values, self._conflicts)
         return StepResult(True, norm)
+
+    def _run_on_device(self, on_host: list[Bucket], buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
+        """A step of which all or a part runs on devices: the kernels themselves see whether it is applied."""
+        device: DeviceSteps = buckets[0].device
+        self._reduce(on_host)
+        device.reduce(buckets)
+        if self.nonfinite == "raise" and not np.isfinite(device.fetch_norm(buckets)):
+            device.fetch_sums(buckets)
+            raise NonFiniteGradientError(_name_nonfinite(buckets))
+        with deferred_interrupts():
+            for bucket in on_host:
+                bucket.commit(zero_grad, self._shared)
+            device.commit(buckets, zero_grad)
+        if zero_grad:
+            self._zero(values, self._conflicts)
+        return device.result(buckets)
 
     def _reduce(self, buckets: list[Bucket]) -> None:
         """Run the reading stages, round by round; totals are taken over all buckets."""
+        for bucket in buckets:
+            bucket.start_uniforms(self._shared)
         for number in sorted({key for bucket in buckets for key in bucket.plan.uniform_rounds if key}):
             totals: dict[Hashable, np.ndarray] = {}
             for bucket in buckets:
@@ -179,11 +207,10 @@ class Optimizer(Membership, base=True):
         """The buckets, built anew where structure changed."""
         versions = sum(link.__dict__.get("_version", 0) for link in self._links)
         if self._buckets is None or versions != self._versions:
-            check = self.nonfinite != "allow"
-            buckets = build.build_buckets(
-                type(self), self._entries, self._links, self.maximize, check, self.engine
-            )
+            buckets = self._build_buckets(self.engine)
             build.shared_slots(buckets, self._shared)
+            if any(bucket.on_device for bucket in buckets):
+                DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
             self.__dict__.update(_buckets=buckets, _versions=versions)
             self.__dict__["_place"] = {
                 int(place): (bucket, number) for bucket in buckets for number, place in enumerate(bucket.places)
@@ -191,6 +218,10 @@ class Optimizer(Membership, base=True):
             for place in range(len(self._entries)):
                 self._hand_over(place, self._views[place])
         return self._buckets  # type: ignore[no-any-return]
+
+    def _build_buckets(self, engine: str | None) -> list[Bucket]:
+        check, device_count = self.nonfinite != "allow", self.nonfinite == "skip" or self.capturable
+        return build.build_buckets(type(self), self._entries, self._links, self.maximize, check, engine, device_count)
 
     def _take_gradients(self, grads: Any, zero_grad: bool) -> list[Any]:
         """Adopt replaced weights, check replaced gradients, and hand both to the buckets."""
@@ -242,9 +273,8 @@ class Optimizer(Membership, base=True):
                 bucket.adopt(number)
                 bucket.runner.members_changed([number])
 
-    def _zero_after(self, values: list[Any], applied: bool) -> None:
-        """Zero the gradients that the pass could not, and all of them after a skipped step."""
-        places = self._conflicts if applied else range(len(values))
+    def _zero(self, values: list[Any], places: Iterable[int]) -> None:
+        """Zero gradients outside of a pass: those that it could not, and all of them after a skipped step."""
         zero(values[place] for place in places if values[place] is not None)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
@@ -268,22 +298,25 @@ class Optimizer(Membership, base=True):
         with self._lock:
             if not self._entries:
                 return type(self)._explain_class("float32", rule=self._groups[0].rule(type(self)), links=self._links)
-            plans = {}
-            for entry_bucket in build.build_buckets(
-                type(self), self._entries, self._links, self.maximize, self.nonfinite != "allow", "eager"
-            ):
-                plans[id(entry_bucket.plan), entry_bucket.entries[0].param.dtype] = entry_bucket.plan
-            return "\n\n".join(build.explain_plan(plan, dtype) for (_, dtype), plan in plans.items())
+            texts = {}
+            for bucket in self._build_buckets(self.engine):
+                dtype, engine = bucket.entries[0].param.dtype, "cuda" if bucket.on_device else "numba"
+                texts[id(bucket.plan), dtype, engine] = build.explain_plan(bucket.plan, dtype, engine)
+            return "\n\n".join(texts.values())
 
     @classmethod
-    def _explain_class(cls, dtype: str = "float32", rule: Any = None, links: Sequence[Transform] | None = None) -> str:
+    def _explain_class(
+        cls, dtype: str = "float32", engine: str = "numba", rule: Any = None, links: Sequence[Transform] | None = None
+    ) -> str:
         """The stages and kernels of the rule for arrays of a dtype, as text."""
+        if engine not in ("numba", "cuda"):
+            raise ValueError(f"engine = {engine!r} must be 'numba' or 'cuda', the engines that make kernels")
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype = {dtype!r} must be 'float32' or 'float64'")
         if rule is None:
             optimizer = functional.default_rule(cls)
             rule, links = optimizer._groups[0].rule(cls), optimizer._links
-        return build.explain_rule(cls, rule, links or (), dtype, False, False)
+        return build.explain_rule(cls, rule, links or (), dtype, False, False, engine)
 
     def init(self, params: Any) -> Any:
         """The state of the functional form, for immutable arrays and jitted functions.
@@ -320,8 +353,9 @@ def _check_options(self: Optimizer) -> tuple[Transform, ...]:
     check_engine(self.engine)
     if self.nonfinite not in POLICIES:
         raise ValueError(f"{name}: nonfinite = {self.nonfinite!r} must be one of {', '.join(map(repr, POLICIES))}")
-    if not isinstance(self.maximize, bool):
-        raise TypeError(f"{name}: maximize = {self.maximize!r} must be True or False")
+    for option in ("maximize", "capturable"):
+        if not isinstance(getattr(self, option), bool):
+            raise TypeError(f"{name}: {option} = {getattr(self, option)!r} must be True or False")
     if self.penalty is not None and not isinstance(self.penalty, Penalty):
         raise TypeError(f"{name}: penalty = {self.penalty!r} must be a Penalty, such as optimkit.L2(1e-4)")
     links = self.transforms if isinstance(self.transforms, list | tuple) else None

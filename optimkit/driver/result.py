@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 
 class NonFiniteGradientError(FloatingPointError):
     """A gradient has NaN or Inf, and the optimizer was built with `nonfinite="raise"`. Nothing was written."""
 
 
-@dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step did.
+
+    On a device it is fetched when it is read for the first time: reading it waits for the step, not
+    reading it costs nothing.
 
     Attributes
     ----------
@@ -22,5 +24,27 @@ class StepResult:
         is computed with `nonfinite="raise"` or `"skip"`, and with `ClipByGlobalNorm` as the first transform.
     """
 
-    applied: bool
-    grad_norm: float | None = None
+    __slots__ = ("_applied", "_grad_norm", "_pending")
+
+    def __init__(self, applied: bool, grad_norm: float | None = None, pending: Any = None) -> None:
+        self._applied, self._grad_norm, self._pending = applied, grad_norm, pending
+
+    def _fetch(self) -> None:
+        if self._pending is not None:
+            self._applied, self._grad_norm = self._pending.values()
+            self._pending = None
+
+    @property
+    def applied(self) -> bool:
+        self._fetch()
+        return self._applied
+
+    @property
+    def grad_norm(self) -> float | None:
+        self._fetch()
+        return self._grad_norm
+
+    def __repr__(self) -> str:
+        if self._pending is not None:
+            return "StepResult(on the device)"
+        return f"StepResult(applied={self._applied}, grad_norm={self._grad_norm})"

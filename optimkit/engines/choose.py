@@ -1,7 +1,7 @@
 """Which engine runs which arrays.
 
-NumPy arrays and torch CPU tensors: numba where it is installed, else eager in slices. Everything
-else: eager. `engine="eager"` or `"numba"` forces one, or says why it can't.
+NumPy arrays and torch CPU tensors: numba where it is installed, else eager in slices. CuPy arrays:
+cuda. Everything else: eager. `engine="eager"`, `"numba"` or `"cuda"` forces one, or says why it can't.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from optimkit.engines.eager import EagerRunner, SlicedRunner
 from optimkit.engines.runner import Runner
 
-ENGINES = ("eager", "numba")
+ENGINES = ("eager", "numba", "cuda")
 
 
 def check_engine(engine: Any) -> None:
@@ -46,6 +46,12 @@ def choose(library: str, device: Any, forced: str | None) -> type[Runner]:
     on_host = library == "numpy" or (library == "torch" and str(device) == "cpu")
     if forced == "numba" and not on_host:
         raise ValueError(f"engine = 'numba' runs NumPy arrays and torch CPU tensors, not {library} arrays on {device}")
+    if forced == "cuda" and library != "cupy":
+        raise ValueError(f"engine = 'cuda' runs CuPy arrays, not {library} arrays on {device}")
+    if library == "cupy" and forced != "eager":
+        from optimkit.engines.cuda import CudaRunner
+
+        return CudaRunner
     if not on_host:
         return EagerRunner
     if forced == "eager":

@@ -53,6 +53,7 @@ class EagerRunner:
     """The stages of one plan on the members of one bucket, one member after the other."""
 
     name = "eager"
+    together = None
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members

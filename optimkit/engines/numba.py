@@ -144,6 +144,7 @@ class NumbaRunner:
     """The stages of one plan on the members of one bucket."""
 
     name = "numba"
+    together = None
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members

@@ -64,9 +64,14 @@ class Shared:
 
 
 class Runner(Protocol):
-    """An engine at work on one bucket."""
+    """An engine at work on one bucket.
+
+    `together` is None, or, for an engine whose arrays live on a device, the class that runs all of
+    its buckets of an optimizer: instead of `reduce` and `commit`, which wait for results.
+    """
 
     name: str
+    together: Any
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None: ...
 
