@@ -18,3 +18,8 @@ from optimkit.rule import Penalty, Transform, abs2, copy_of_weight, full, norm, 
 from optimkit.transforms import L1, L2, ElasticNet
 
 __version__ = "0.1.0"
+
+__all__ = ["L1", "L2", "SGD", "AMSGrad", "Adagrad", "Adam", "AdamW", "ElasticNet", "Optimizer", "Param", "Penalty", "RMSProp"]
+__all__ += ["Fraction", "NonFiniteGradientError", "NonNegative", "Positive", "Range", "Scalar", "StepResult", "Transform"]
+__all__ += ["abs2", "copy_of_weight", "counters", "full", "get_num_threads", "lr_scheduler", "norm", "schedules"]
+__all__ += ["set_num_threads", "total", "total_norm", "transforms", "zeros", "zeros_real"]
