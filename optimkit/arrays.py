@@ -47,6 +47,8 @@ def device(x: Any) -> Hashable:
 
 def dtype_name(x: Any) -> str:
     """The name of the dtype, without its library: "float32"."""
+    if isinstance(x, np.ndarray | np.generic):
+        return str(x.dtype)
     return str(x.dtype).rpartition(".")[2].strip("<>'")
 
 
@@ -59,7 +61,11 @@ def describe(x: Any) -> str:
 
 
 def view(x: Any) -> Any:
-    """What engines work on: the array itself, or the NumPy view of a torch CPU tensor."""
+    """What engines work on: the array itself, or a plain NumPy view of a subclass or of a torch CPU tensor."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ndarray | np.generic):  # a memmap, a subclass with functions of its own, a 0-d gradient
+        return np.asarray(x)
     if library(x) == "torch" and x.device.type == "cpu":
         return x.detach().numpy()
     return x
@@ -80,46 +86,52 @@ def check_weight(name: str, x: Any) -> None:
     kind = library(x)
     if isinstance(x, np.generic):
         raise TypeError(f"{what} is a NumPy scalar ({x!r}), which can't be updated in place; pass np.asarray(x), shape ()")
-    if type(x) is not np.ndarray and isinstance(x, np.matrix | np.ma.MaskedArray):
-        raise TypeError(f"{what} is a {type(x).__name__}; pass a plain array (np.asarray(x), or x.data of a masked array)")
     if kind == "jax":
         raise TypeError(
             f"{what} is a JAX array, which is immutable; use the functional form: "
             "state = rule.init(params); params, state = rule.apply(params, grads, state)"
         )
-    check_dtype(what, x)
-    if kind == "torch":
-        _check_tensor(what, x)
+    check_readable(what, x)
     if kind == "numpy" and not x.flags.writeable:
         raise ValueError(f"{what} is read-only; pass a writable array (np.array(x) copies)")
     if not array_api_compat.is_writeable_array(x):
         raise TypeError(f"{what}: {describe(x)} can't be written; use the functional form, rule.init and rule.apply")
+    if kind == "torch":
+        _check_leaf(what, x)
     if kind in STRIDED:
         _check_own_memory(what, x)
+
+
+def check_readable(what: str, x: Any) -> None:
+    """Raise unless engines can read `x`: its dtype, and memory that is what it seems to be."""
+    if isinstance(x, np.matrix | np.ma.MaskedArray):
+        raise TypeError(f"{what} is a {type(x).__name__}; pass a plain array (np.asarray(x), or x.data of a masked array)")
+    check_dtype(what, x)
+    if isinstance(x, np.ndarray) and not x.flags.aligned:
+        raise ValueError(f"{what} is not aligned in memory (a field of a packed structure?); pass a copy (np.array(x))")
+    if library(x) == "torch":
+        if str(x.layout) != "torch.strided":
+            raise TypeError(f"{what} is a {x.layout} tensor; pass a dense one (x.to_dense())")
+        if x.is_conj() or x.is_neg():
+            raise TypeError(f"{what} has its conjugate or negative bit set; pass x.resolve_conj().resolve_neg()")
 
 
 def check_dtype(what: str, x: Any) -> None:
     """Raise unless the dtype of `x` is one that optimkit computes with."""
     name = dtype_name(x)
-    if kind_order(x) == "swapped":
-        raise TypeError(f"{what} is {x.dtype}, not in native byte order; pass x.astype(x.dtype.newbyteorder('='))")
-    if name not in SUPPORTED:
-        later = "half precision and complex are not supported yet; " if "16" in name or "complex" in name else ""
-        raise TypeError(f"{what} is {name}; {later}pass one of {', '.join(SUPPORTED)} (x.astype('float32'))")
+    if name in SUPPORTED:
+        return
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        raise TypeError(f"{what} is {x.dtype.name} in another byte order; pass x.astype(x.dtype.newbyteorder('='))")
+    later = "half precision and complex are not supported yet; " if "float16" in name or "complex" in name else ""
+    raise TypeError(f"{what} is {name}; {later}pass one of {', '.join(SUPPORTED)}, such as x.astype('float32')")
 
 
-def kind_order(x: Any) -> str:
-    swapped = isinstance(x, np.ndarray) and not x.dtype.isnative
-    return "swapped" if swapped else "native"
-
-
-def _check_tensor(what: str, x: Any) -> None:
+def _check_leaf(what: str, x: Any) -> None:
     if x.requires_grad and not x.is_leaf:
         raise TypeError(f"{what} is a non-leaf tensor; pass the leaf it was computed from, or x.detach()")
-    if x.is_conj() or x.is_neg():
-        raise TypeError(f"{what} has its conjugate or negative bit set; pass x.resolve_conj().resolve_neg()")
-    if str(x.layout) != "torch.strided":
-        raise TypeError(f"{what} is a {x.layout} tensor; pass a dense one (x.to_dense())")
+    if x.device.type == "meta":
+        raise TypeError(f"{what} is a tensor on the meta device, which has no memory; make it on a real one first")
 
 
 def _check_own_memory(what: str, x: Any) -> None:
@@ -167,6 +179,24 @@ def bounds(x: Any) -> tuple[int, int]:
         else:
             high += step * (n - 1)
     return low, high + itemsize(x)
+
+
+def unwritable_spans() -> list[tuple[int, int]]:
+    """The address ranges of this process that the system will not let us write; none where it does not tell.
+
+    A tensor over a read-only file mapping does not know that it is one; writing there would end the process.
+    """
+    found = []
+    try:
+        with open("/proc/self/maps") as file:
+            for line in file:
+                span, rights, _ = line.split(maxsplit=2)
+                if "w" not in rights:
+                    low, _, high = span.partition("-")
+                    found.append((int(low, 16), int(high, 16)))
+    except OSError:
+        return []
+    return found
 
 
 def overlap(a: Any, b: Any) -> bool:

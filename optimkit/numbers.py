@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
@@ -64,14 +64,18 @@ class Follow:
 
 
 class Number:
-    """One declared number: checks what is set, and refuses to be read while a rule is traced."""
+    """One declared number: checks what is set, and refuses to be read while a rule is traced.
+
+    On the class it reads as its default, as the fields of any dataclass do: `Adam.lr` is 0.001.
+    """
 
     def __init__(self, owner: str, name: str, ranges: tuple[Range, ...], many: bool, optional: bool) -> None:
         self.owner, self.name, self.ranges, self.many, self.optional = owner, name, ranges, many, optional
+        self.default: Any = REQUIRED
 
     def __get__(self, rule: Any, cls: type | None = None) -> Any:
         if rule is None:
-            return self
+            return self.default
         if rule.__dict__.get("_structure_only"):
             raise TypeError(
                 f"{type(rule).__name__}: self.{self.name} is a number, and reading it in an update would bake today's "
@@ -88,9 +92,9 @@ class Number:
         Raises
         ------
         TypeError
-            If it is missing, or no number at all.
+            If it is missing.
         ValueError
-            If it is out of range, or of another length than declared.
+            If it is no number, out of range, or of another length than declared.
         """
         if value is REQUIRED:
             raise TypeError(f"{self.owner} needs {self.name}: {self.ranges[0]}, such as {self.owner}(..., {self.name}=0.1)")
@@ -99,11 +103,14 @@ class Number:
         if not self.many:
             return coerce_number(f"{self.owner}: {self.name}", value, self.ranges[0])
         try:
-            values = tuple(value)
+            values = () if isinstance(value, str | bytes | Set | Mapping) else tuple(value)
         except TypeError:
             values = ()
-        if len(values) != len(self.ranges) or isinstance(value, str):
-            raise ValueError(f"{self.owner}: {self.name} = {value!r} must be {len(self.ranges)} numbers")
+        if len(values) != len(self.ranges):
+            raise ValueError(
+                f"{self.owner}: {self.name} = {shown(value)} must be {len(self.ranges)} numbers, such as "
+                f"({', '.join(['0.9'] * len(self.ranges))})"
+            )
         return tuple(
             coerce_number(f"{self.owner}: {self.name}[{i}]", each, allowed)
             for i, (each, allowed) in enumerate(zip(values, self.ranges, strict=True))
@@ -114,23 +121,52 @@ class Number:
 
 
 def coerce_number(what: str, value: Any, allowed: Range) -> Any:
-    """A float in range, or the schedule as it is; `what` names it in errors."""
-    if isinstance(value, Follow) or (callable(value) and not hasattr(value, "__array_namespace__")):
+    """A float in range, or the schedule as it is; `what` names it in errors.
+
+    A NumPy number or an array of shape () is taken by its value, so that nothing is promoted by it.
+    """
+    if isinstance(value, Follow) or (callable(value) and not isinstance(value, type) and not _is_array(value)):
         return value
-    if isinstance(value, bool | str | bytes | None) or type(value).__name__ == "bool":
-        raise ValueError(f"{what} = {value!r} must be {allowed}, or a schedule (a function of the step)")
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} = {value!r} must be {allowed}, or a schedule (a function of the step)") from error
+    number = as_float(value)
+    if number is None:
+        raise ValueError(f"{what} = {shown(value)} must be {allowed}, or a schedule (a function of the step)")
     if number not in allowed:
-        raise ValueError(f"{what} = {value!r} must be {allowed}")
+        raise ValueError(f"{what} = {shown(value)} must be {allowed}")
     return number
 
 
+def shown(value: Any) -> str:
+    """A value in an error: its repr, on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-10:]}"
+
+
+def as_float(value: Any) -> float | None:
+    """`float(value)`, or None where it is no number: a truth value, a text, several values."""
+    dtype = getattr(value, "dtype", type(value).__name__)
+    if isinstance(value, str | bytes | None) or "bool" in str(dtype) or getattr(dtype, "kind", "f") in "USOV":
+        return None
+    if tuple(getattr(value, "shape", ())) != ():
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array_namespace__") or hasattr(value, "dtype")
+
+
 def parse_annotation(owner: str, name: str, hint: Any) -> Number | None:
-    """The number that an annotation declares, or None for structure."""
-    optional = False
+    """The number that an annotation declares, or None for structure.
+
+    Raises
+    ------
+    TypeError
+        If numbers stand where they are not supported: in lists, beside structure, without a fixed length.
+    """
+    whole, optional = hint, False
     if typing.get_origin(hint) in (Union, types.UnionType):
         rest = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         optional = len(rest) < len(typing.get_args(hint))
@@ -142,8 +178,11 @@ def parse_annotation(owner: str, name: str, hint: Any) -> Number | None:
         found = [_range(arg) for arg in typing.get_args(hint)]
         if found and all(found):
             return Number(owner, name, tuple(each for each in found if each), many=True, optional=optional)
-        if any(found):
-            raise TypeError(f"{owner}.{name}: a tuple field is all numbers or all structure, not both")
+    if _mentions_range(whole):
+        raise TypeError(
+            f"{owner}.{name}: numbers are annotated Scalar, Scalar | None or tuple[Scalar, Scalar] (of any fixed length, "
+            "all of it numbers); put structure into a field of its own"
+        )
     return None
 
 
@@ -151,3 +190,7 @@ def _range(hint: Any) -> Range | None:
     if typing.get_origin(hint) is Annotated:
         return next((extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Range)), None)
     return None
+
+
+def _mentions_range(hint: Any) -> bool:
+    return _range(hint) is not None or any(_mentions_range(arg) for arg in typing.get_args(hint))

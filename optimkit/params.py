@@ -9,8 +9,9 @@ The container is the truth: it is kept, and what stands in it is looked up at ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -30,14 +31,17 @@ class Param:
     grad : array, optional
         Its gradient, same shape, library and device, real floating dtype. Read by `step()`.
     name : str, optional
-        How errors, `opt[...]` and files call it; otherwise its place in the container.
+        How errors, `opt[...]` and files call it; otherwise its place in the container. In a dict the key
+        is the name.
 
     Raises
     ------
     TypeError
-        If `data` is no array, of a dtype that can't be trained, or immutable.
+        If `data` is no array, of a dtype that can't be trained, or immutable; if `grad` is of another
+        library, or not real floating.
     ValueError
-        If `data` is read-only, or shares memory within itself (broadcast).
+        If `data` is read-only, or shares memory within itself (broadcast); if `grad` has another shape,
+        or lies on another device.
 
     Examples
     --------
@@ -48,18 +52,34 @@ class Param:
     Param('psi', numpy array of shape (3,), float32)
     """
 
-    __slots__ = ("__weakref__", "_data", "device", "dtype", "grad", "library", "name", "namespace", "shape")
+    __slots__ = ("__weakref__", "_data", "_place", "device", "dtype", "given_name", "grad", "library", "namespace", "shape")
 
     def __init__(self, data: Any, grad: Any = None, name: str | None = None) -> None:
-        self.name = name
-        arrays.check_weight(name or "data", data)
+        if not (name is None or isinstance(name, str)):
+            raise TypeError(f"Param: name = {name!r} must be a str")
+        self.given_name, self._place = name, None
+        self._take(data)
+        if grad is not None:
+            check_gradient(self.name or "data", self, grad)
+        self.grad = grad
+
+    def _take(self, data: Any) -> None:
+        arrays.check_weight(self.name or "data", data)
         self._data = data
         self.library = arrays.library(data)
         self.namespace = arrays.namespace(data)
         self.device = arrays.device(data)
         self.dtype = arrays.dtype_name(data)
         self.shape = tuple(data.shape)
-        self.grad = grad
+
+    @property
+    def name(self) -> str | None:
+        """The name that it was given; without one, its place in the container of its latest optimizer."""
+        return self.given_name or self._place
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.given_name = name
 
     @property
     def data(self) -> Any:
@@ -68,40 +88,78 @@ class Param:
 
     @data.setter
     def data(self, new: Any) -> None:
-        label = self.name or "data"
-        arrays.check_weight(label, new)
+        self.check_same(self.name or "data", new)
+        self._data = new
+
+    def check_same(self, name: str, new: Any) -> None:
+        """Raise unless an array can stand in for the present one, state and all."""
+        arrays.check_weight(name, new)
         old = (self.shape, self.dtype, self.library, self.device)
         if (tuple(new.shape), arrays.dtype_name(new), arrays.library(new), arrays.device(new)) != old:
             raise ValueError(
-                f"parameter {label!r} was {arrays.describe(self._data)} and became {arrays.describe(new)}; "
-                f"use opt.replace({label!r}, new, state='reset') if that is meant"
+                f"parameter {name!r} was a {self.described()} and became a {arrays.describe(new)}; "
+                f"use opt.replace({name!r}, new, state='reset') if that is meant"
             )
-        self._data = new
+
+    def placed(self, name: str) -> None:
+        """Its optimizer says how it calls it."""
+        self._place = name
+
+    def described(self) -> str:
+        """What it was checked as; the array may have been changed since."""
+        where = "" if self.library == "numpy" else f" on {self.device}"
+        return f"{self.library} array of shape {self.shape}, {self.dtype}{where}"
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
+        return math.prod(self.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"data": self._data, "grad": self.grad, "name": self.given_name, "place": self._place}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.given_name, self._place, self.grad = state["name"], state["place"], state["grad"]
+        self._take(state["data"])
 
     def __repr__(self) -> str:
         return f"Param({self.name!r}, {arrays.describe(self._data)})"
 
 
-def matches(where: Where, param: Param) -> bool:
-    """Whether a glob on names, or a predicate, selects a parameter; None selects all."""
+def check_gradient(name: str, param: Param, gradient: Any) -> None:
+    """Raise unless an array can be the gradient of a parameter.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, of another library, an integer, boolean or complex.
+    ValueError
+        If it has another shape, or lies on another device.
+    """
+    what = f"gradient of {name!r}"
+    if not arrays.is_array(gradient):
+        raise TypeError(f"{what} is {arrays.describe(gradient)}, not an array")
+    if arrays.library(gradient) != param.library:
+        raise TypeError(
+            f"{what} is a {arrays.describe(gradient)}, its weight a {param.library} array; convert it to {param.library}"
+        )
+    if tuple(gradient.shape) != param.shape:
+        raise ValueError(
+            f"{what} has shape {tuple(gradient.shape)}, its weight {param.shape}; nothing is broadcast: reshape or sum it"
+        )
+    if arrays.device(gradient) != param.device:
+        raise ValueError(f"{what} is on {arrays.device(gradient)}, its weight on {param.device}; move it there")
+    arrays.check_readable(what, gradient)
+
+
+def matches(where: Where, param: Param, name: str | None = None) -> bool:
+    """Whether a glob on names, or a predicate, selects a parameter; None selects all.
+
+    `name` is how an optimizer calls it, where that may differ from `param.name`.
+    """
     if where is None:
         return True
-    if callable(where):
-        return bool(where(param))
-    return fnmatchcase(param.name or "", where)
-
-
-def check_where(where: Any) -> None:
-    if not (where is None or isinstance(where, str) or callable(where)):
-        raise TypeError(f"where = {where!r} must be a glob on names, such as '*.bias', or a function of a Param")
+    return bool(where(param)) if callable(where) else fnmatchcase(name or param.name or "", where)
 
 
 @dataclass(eq=False, slots=True)
@@ -114,23 +172,32 @@ class Leaf:
     key: Any
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Tree:
     """A container of parameters: its shape (`branches`) and the objects in it, `kind` by kind.
 
-    kind is "leaf", "dict", "list" or "object" (an object whose parameters a method lists).
+    kind is "leaf", "dict", "list" or "object" (an object whose parameters a method lists). `removed`
+    are keys of parameters that the optimizer was told to leave alone, though they are still there.
     """
 
     kind: str
     source: Any
     branches: dict[Any, Tree]
     leaf: Leaf | None = None
+    name: str = ""
+    removed: set[Any] = field(default_factory=set)
 
     def leaves(self) -> Iterator[Leaf]:
         if self.leaf is not None:
             yield self.leaf
         for branch in self.branches.values():
             yield from branch.leaves()
+
+    def trees(self) -> Iterator[Tree]:
+        """This one and all below it."""
+        yield self
+        for branch in self.branches.values():
+            yield from branch.trees()
 
 
 _METHODS = ("named_parameters", "parameters", "params")
@@ -141,6 +208,16 @@ def is_holder(x: Any) -> bool:
     return not arrays.is_array(x) and hasattr(x, "data") and hasattr(x, "grad")
 
 
+def is_leaf(x: Any) -> bool:
+    """Whether something in a container is a parameter: an array, a Param, a holder."""
+    return isinstance(x, Param) or arrays.is_array(x) or is_holder(x)
+
+
+def data_of(x: Any) -> Any:
+    """The array of what stands in a container."""
+    return x if arrays.is_array(x) else x.data
+
+
 def read_tree(source: Any, name: str = "", container: Any = None, key: Any = None) -> Tree:
     """Walk a container of parameters.
 
@@ -148,45 +225,60 @@ def read_tree(source: Any, name: str = "", container: Any = None, key: Any = Non
     ------
     TypeError
         If something in it is no parameter; the message names its place.
-    ValueError
-        If it is empty.
     """
-    if isinstance(source, Param) or arrays.is_array(source) or is_holder(source):
-        own = source.name if isinstance(source, Param) and source.name and not isinstance(container, Mapping) else None
-        return Tree("leaf", source, {}, Leaf(own or name or "0", source, container, key))
+    if is_leaf(source):
+        own = source.given_name if isinstance(source, Param) and not isinstance(container, Mapping) else None
+        return Tree("leaf", source, {}, Leaf(own or name or "0", source, container, key), name)
+    source = settled(source)
+    items = list(list_items(source, name))
+    held = source if isinstance(source, Mapping | Sequence) else None
+    return Tree(kind_of(source), source, {k: read_tree(v, join(name, k), held, k) for k, v in items}, None, name)
+
+
+def settled(source: Any) -> Any:
+    """A container that can be walked again: an iterator as a list, (name, value) pairs as a dict."""
+    if isinstance(source, Iterator | ValuesView):
+        source = list(source)
+    pairs = isinstance(source, list | tuple) and source and all(_is_pair(each) for each in source)
+    return dict(source) if pairs else source
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str)
+
+
+def kind_of(source: Any) -> str:
+    return "dict" if isinstance(source, Mapping) else "list" if isinstance(source, Sequence) else "object"
+
+
+def list_items(source: Any, name: str = "") -> Iterator[tuple[Any, Any]]:
+    """The (key, value) pairs of a container: a dict, a list, an object that lists its parameters."""
     place = f" at {name!r}" if name else ""
-    if isinstance(source, str | bytes | set | frozenset) or source is None:
-        why = "has no order" if isinstance(source, set | frozenset) else "is no parameter"
+    if isinstance(source, str | bytes | Set) or source is None:
+        why = "has no order" if isinstance(source, Set) else "is no parameter"
         raise TypeError(f"parameters{place}: a {type(source).__name__} {why}; pass a dict, list or tuple of arrays")
     if isinstance(source, Mapping):
-        kind, items = "dict", list(source.items())
-    elif isinstance(source, Sequence):
-        kind, items = "list", list(enumerate(source))
-    else:
-        kind, items = "object", list(list_object(source, place))
-        source_items = dict(items)
-        branches = {k: read_tree(v, _join(name, k), source_items, k) for k, v in items}
-        return Tree(kind, source, branches)
-    return Tree(kind, source, {k: read_tree(v, _join(name, k), source, k) for k, v in items})
-
-
-def list_object(source: Any, place: str = "") -> Iterator[tuple[Any, Any]]:
-    """The (key, parameter) pairs of an object that lists its parameters, or of an iterator."""
-    for method in _METHODS:
-        if callable(getattr(source, method, None)):
-            found = getattr(source, method)()
-            found = found.items() if isinstance(found, Mapping) else found
-            pairs = [each if isinstance(each, tuple) and len(each) == 2 else (i, each) for i, each in enumerate(found)]
-            return iter(pairs)
-    if isinstance(source, Iterator):
+        return iter(source.items())
+    if isinstance(source, Sequence):
         return enumerate(source)
+    for method in _METHODS:
+        if callable(getattr(source, method, None)) and not isinstance(source, type):
+            found = getattr(source, method)()
+            found = settled(found)
+            if isinstance(found, Mapping | list | tuple):
+                return list_items(found, name)
+            raise TypeError(f"parameters{place}: {type(source).__name__}.{method}() gave a {type(found).__name__}, no list of parameters")
+    hint = ""
+    if isinstance(source, bool | int | float):
+        hint = " (values of a group stand in a dict that is in a list: [{'params': ..., 'lr': 0.1}])"
     raise TypeError(
         f"parameters{place}: a {type(source).__name__} is no parameter; pass arrays, Params, dicts, lists or tuples of "
-        "them, or an object with .named_parameters(), .parameters() or .params()"
+        f"them, or an object with .named_parameters(), .parameters() or .params(){hint}"
     )
 
 
-def _join(name: str, key: Any) -> str:
+def join(name: str, key: Any) -> str:
+    """The dotted name of what stands at a key of the container with a name."""
     return f"{name}.{key}" if name else str(key)
 
 
@@ -196,9 +288,13 @@ def check_names(leaves: Sequence[Leaf]) -> None:
         raise ValueError("no parameters: the container is empty, or an iterator that was already used up")
     seen: dict[str, Leaf] = {}
     for leaf in leaves:
-        if leaf.name in seen:
-            raise ValueError(f"two parameters are called {leaf.name!r}; give them names: Param(data, name=...)")
-        seen[leaf.name] = leaf
+        other = seen.setdefault(leaf.name, leaf)
+        if other is not leaf and data_of(other.value) is data_of(leaf.value):
+            raise ValueError(f"parameter {leaf.name!r} is there twice, the same array; pass it once")
+        if other is not leaf:
+            raise ValueError(
+                f"two parameters are called {leaf.name!r}; name them apart: dict keys that differ, or Param(data, name=...) in a list"
+            )
 
 
 def gradient_of(x: Any) -> Any:
@@ -229,12 +325,15 @@ def match_gradients(tree: Tree, grads: Any, found: dict[str, Any], name: str = "
         except TypeError as error:
             raise TypeError(f"gradient of {tree.leaf.name!r}: {error}") from None
         return
-    if isinstance(grads, str | bytes | set | frozenset) or arrays.is_array(grads):
+    if isinstance(grads, str | bytes | Set) or arrays.is_array(grads):
         raise TypeError(f"gradients{f' of {name!r}' if name else ''} are {arrays.describe(grads)}; mirror the parameters")
+    grads = settled(grads)
     if isinstance(grads, Mapping):
         _match_mapping(tree, grads, found, name)
         return
-    items = list(grads) if isinstance(grads, Sequence) else [v for _, v in list_object(grads)]
+    items = [value for _, value in list_items(grads, name or "gradients")]
+    if tree.removed and len(items) == len(tree.branches) + len(tree.removed):
+        items = [item for place, item in enumerate(items) if place not in tree.removed]
     if len(items) != len(tree.branches):
         raise ValueError(
             f"{len(items)} gradients{f' of {name!r}' if name else ''} for {len(tree.branches)} parameters; "
@@ -248,7 +347,9 @@ def _match_mapping(tree: Tree, grads: Mapping[Any, Any], found: dict[str, Any], 
     by_name = {leaf.name: leaf for leaf in tree.leaves()}
     for key, value in grads.items():
         if key in tree.branches:
-            match_gradients(tree.branches[key], value, found, _join(name, key))
+            match_gradients(tree.branches[key], value, found, join(name, key))
+        elif key in tree.removed:
+            continue
         elif isinstance(key, str) and key in by_name:
             try:
                 found[key] = gradient_of(value)

@@ -18,16 +18,16 @@ state (`slots`), and has pure methods that compute. An optimizer in three short 
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
 
+from optimkit.definition import check_body, check_default, resolve_hints
 from optimkit.fusion.trace import Namespace
-from optimkit.numbers import REQUIRED, Follow, Fraction, Number, Scalar, parse_annotation
+from optimkit.numbers import REQUIRED, Follow, Fraction, Number, Scalar, as_float, parse_annotation, shown
 
-__all__ = ["Penalty", "Rule", "Scalar", "Fraction", "Slot", "Transform", "abs2", "copy_of_weight", "full", "norm"]
+__all__ = ["Fraction", "Penalty", "Rule", "Scalar", "Slot", "Transform", "abs2", "copy_of_weight", "full", "norm"]
 __all__ += ["total", "total_norm", "zeros", "zeros_real"]
 
 
@@ -72,35 +72,10 @@ copy_of_weight = Slot("copy_of_weight")
 
 def full(value: float) -> Slot:
     """A slot that starts with `value` everywhere."""
-    return Slot("full", float(value))
-
-
-def _check_definition(cls: type) -> None:
-    """Errors of a class body that would otherwise show up late, or never."""
-    annotations = cls.__dict__.get("__annotations__", {})
-    for name, value in list(vars(cls).items()):
-        if name.startswith("_") or name in annotations:
-            continue
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            raise TypeError(
-                f"{cls.__name__}.{name} = {value!r} has no annotation and would be ignored; "
-                f"write `{name}: Scalar = {value!r}` for a number, `{name}: int = {value!r}` for structure"
-            )
-    for name in annotations:
-        inherited = any(name in vars(base) and callable(vars(base)[name]) for base in cls.__mro__[1:])
-        reserved = any(name in getattr(base, "_reserved", ()) for base in cls.__mro__[1:])
-        if (inherited or reserved) and not name.startswith("_"):
-            raise TypeError(f"{cls.__name__}.{name}: this name is taken by {cls.__mro__[1].__name__}; call the field otherwise")
-
-
-def _resolve_hints(cls: type) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(cls, include_extras=True)
-    except NameError as error:
-        raise TypeError(
-            f"{cls.__name__}: an annotation can't be resolved ({error}); import the name at module level, "
-            "or drop `from __future__ import annotations` where the class is local"
-        ) from error
+    number = as_float(value)
+    if number is None:
+        raise ValueError(f"full({value!r}): a slot starts with a number")
+    return Slot("full", number)
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
@@ -109,40 +84,79 @@ class Rule:
 
     A subclass becomes a dataclass when it is defined. Fields annotated `Scalar` are numbers:
     taken by `float()`, checked against their range, or a schedule; they never recompile
-    anything. Every other field is structure.
+    anything. Every other field is structure: hashable, part of the kernel's key. A field without
+    a default is required.
+
+    Raises
+    ------
+    TypeError
+        When the class is defined: an unannotated number, a field that is called like a method, an
+        annotation that can't be resolved. When it is used: a missing field, an unknown one.
+    ValueError
+        If a number is out of range.
     """
 
     _numbers: ClassVar[dict[str, Number]] = {}
     _structure: ClassVar[tuple[str, ...]] = ()
+    _flags: ClassVar[frozenset[str]] = frozenset()
     _reserved: ClassVar[frozenset[str]] = frozenset({"slots"})
 
     def __init_subclass__(cls, base: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not base:  # the classes that define the taken names
-            _check_definition(cls)
+            check_body(cls)
         dataclass(eq=False, repr=False)(cls)
-        hints = _resolve_hints(cls)
+        hints = resolve_hints(cls)
         numbers, structure = {}, []
         for field in dataclasses.fields(cls):
             number = parse_annotation(cls.__name__, field.name, hints[field.name])
             if number is None:
                 structure.append(field.name)
             else:
+                check_default(number, field)
                 numbers[field.name] = number
                 setattr(cls, field.name, number)
         cls._numbers, cls._structure = numbers, tuple(structure)
+        cls._flags = frozenset(name for name in structure if hints[name] is bool)
 
     def slots(self) -> dict[str, Slot]:
         """The state of the rule: names and kinds. None by default."""
         return {}
 
+    @classmethod
+    def _coerce(cls, name: str, value: Any) -> Any:
+        """A value of a field as it is kept, or an error that names it."""
+        if name in cls._numbers:
+            return cls._numbers[name].coerce(value)
+        if value is REQUIRED:
+            raise TypeError(f"{cls.__name__} needs {name}, such as {cls.__name__}(..., {name}=...)")
+        if name in cls._flags:
+            if type(value).__name__ not in ("bool", "bool_"):
+                raise TypeError(f"{cls.__name__}: {name} = {shown(value)} must be True or False")
+            return bool(value)
+        if name in cls._kernel_fields():
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(
+                    f"{cls.__name__}: {name} = {shown(value)} is structure, part of a kernel's key, and must be hashable: a tuple in "
+                    "the place of a list; arrays belong into slots, numbers that change into fields annotated Scalar"
+                ) from None
+        return value
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._numbers and name not in self._structure and not name.startswith("_"):
             known = ", ".join((*self._numbers, *self._structure))
             raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {known}")
+        if self.__dict__.get("_structure_only"):
+            raise TypeError(f"{type(self).__name__}: self.{name} = ... in an update; rules are pure: return new values of slots")
         if name in self._structure:
-            self.__dict__["_version"] = self.__dict__.get("_version", 0) + 1
+            value = self._coerce(name, value)
+            self._structure_changed()
         object.__setattr__(self, name, value)
+
+    def _structure_changed(self) -> None:
+        self.__dict__["_version"] = self.__dict__.get("_version", 0) + 1
 
     def _get_number(self, name: str) -> Any:
         try:
@@ -151,21 +165,20 @@ class Rule:
             raise AttributeError(f"{type(self).__name__} has no value for {name} yet") from None
 
     def _set_number(self, name: str, value: Any) -> None:
+        if (self.__dict__.get(name) is None) != (value is None) or isinstance(self.__dict__.get(name), Follow):
+            self._structure_changed()
         self.__dict__[name] = value
 
     def _structure_key(self) -> Hashable:
         """What of this rule a kernel depends on: its class, structure, and which numbers are None."""
         absent = tuple(name for name, number in self._numbers.items() if number.optional and self.__dict__[name] is None)
-        values = tuple((name, self.__dict__[name]) for name in self._structure if name in self._kernel_fields())
-        try:
-            hash(values)
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: structure fields must be hashable: {values!r}") from error
+        values = tuple((name, type(self.__dict__[name]), self.__dict__[name]) for name in self._kernel_fields())
         follows = tuple((name, self.__dict__[name]) for name in self._numbers if isinstance(self.__dict__[name], Follow))
         return type(self), values, absent, follows
 
-    def _kernel_fields(self) -> tuple[str, ...]:
-        return self._structure
+    @classmethod
+    def _kernel_fields(cls) -> tuple[str, ...]:
+        return cls._structure
 
     def _structure_only(self) -> Any:
         """This rule as its own `update` sees it while traced: structure, no numbers."""
@@ -174,11 +187,18 @@ class Rule:
         bare.__dict__["_structure_only"] = True
         return bare
 
-    def __repr__(self) -> str:
-        shown = [name for name in (*self._numbers, *self._structure) if name in self.__dict__]
+    def _shown(self) -> dict[str, Any]:
+        """The fields that a repr shows: all numbers, and structure that is not the default."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        shown = [name for name in shown if name in self._numbers or self.__dict__[name] != defaults[name]]
-        return f"{type(self).__name__}({', '.join(f'{name}={self.__dict__[name]!r}' for name in shown)})"
+        structure = [name for name in self._structure if name in self.__dict__ and not _same(self.__dict__[name], defaults[name])]
+        return {name: self.__dict__[name] for name in (*self._numbers, *structure) if name in self.__dict__}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._shown().items())})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and isinstance(a, str | int | float | tuple) and a == b)
 
 
 class Transform(Rule, base=True):
@@ -209,8 +229,15 @@ class Transform(Rule, base=True):
         """The new weight."""
         return new
 
-    def _kernel_fields(self) -> tuple[str, ...]:
-        return tuple(name for name in self._structure if name != "where")
+    @classmethod
+    def _coerce(cls, name: str, value: Any) -> Any:
+        if name == "where":
+            check_where(value)
+        return super()._coerce(name, value)
+
+    @classmethod
+    def _kernel_fields(cls) -> tuple[str, ...]:
+        return tuple(name for name in cls._structure if name != "where")
 
 
 class Penalty(Transform):
@@ -231,6 +258,12 @@ class Penalty(Transform):
 
     def gradient(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
         return g + self.penalize(w, h, xp)
+
+
+def check_where(where: Any) -> None:
+    """Raise TypeError unless `where` can select parameters."""
+    if not (where is None or isinstance(where, str) or callable(where)):
+        raise TypeError(f"where = {where!r} must be a glob on names, such as '*.bias', or a function of a Param")
 
 
 _active: ContextVar[Namespace] = ContextVar("namespace of the rule that runs")
@@ -263,6 +296,3 @@ def total_norm(x: Any) -> Any:
     return _namespace("total_norm").norm(x, total=True)
 
 
-def required() -> Any:
-    """The default of a field that has none: leaving it out is an error that names it."""
-    return REQUIRED

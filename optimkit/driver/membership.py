@@ -14,8 +14,8 @@ from optimkit.driver.entries import Entry, Group
 from optimkit.driver.gradients import own_gradient
 from optimkit.driver.overlaps import check_weights
 from optimkit.numbers import coerce_number
-from optimkit.params import Leaf, Param, Tree, Where, check_names, check_where, is_holder, matches, read_tree
-from optimkit.rule import Rule, Transform
+from optimkit.params import Leaf, Param, Tree, Where, check_names, is_holder, matches, read_tree
+from optimkit.rule import Rule, Transform, check_where
 
 _TAKEN = """add apply bind count explain freeze get_lr init links load_state_dict names params remove replace reset set set_lr
 slots state state_dict step unfreeze update validate zero_grad penalty transforms maximize nonfinite engine t""".split()
@@ -39,8 +39,9 @@ class Membership(Rule, base=True):
     def _own_structure(cls) -> tuple[str, ...]:
         return tuple(name for name in cls._structure if name not in cls._driver_fields)
 
-    def _kernel_fields(self) -> tuple[str, ...]:
-        return self._own_structure()
+    @classmethod
+    def _kernel_fields(cls) -> tuple[str, ...]:
+        return cls._own_structure()
 
     # ---- parameters
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from optimkit import arrays
 from optimkit.driver.entries import Entry
-from optimkit.params import Param, Tree, list_object
+from optimkit.params import Param, Tree, list_items as list_object
 
 
 class Sources:
