@@ -209,25 +209,31 @@ def _element(name: str, body: Body, stage: Stage, names: dict[Hashable, str], re
     return "\n".join([*lines, "}"])
 
 
-def _scalars(plan: Plan, body: Body, uniform: UniformText) -> list[str]:
-    """The scalars of the block's parameter; uniform values that need no reduction are computed by one thread."""
-    lines = [
-        uniform.rows_line(),
-        *(f"real k{column} = (real)rows[{column}];  // {formula(plan.hosts[column])}" for column in sorted(body.scalars)),
-    ]
-    early = [column for column in sorted(body.uniforms) if uniform.is_early(plan.uniforms[column])]
+def _prologue(plan: Plan, body: Body, uniform: UniformText, chunks: str, skip: bool) -> list[str]:
+    """What a block knows before its loop: its chunk, its parameter's entry, and all scalars; read once, by one warp."""
+    words, hosts = len(ENTRY) + len(plan.arrays), len(plan.hosts)
+    columns = sorted(body.uniforms)
+    lines = [f"__shared__ word entry[{words}];", f"__shared__ double rows[{max(1, hosts)}], uniform[{max(1, len(columns))}];"]
+    lines += ["__shared__ int2 chunk;"] + ["__shared__ bool apply;"] * skip + ["if (threadIdx.x < 32) {"]
+    inner = [f"int2 mine = job.{chunks}[blockIdx.x];", "word p = mine.x;", f"const word* from = job.table + p * {words};"]
+    inner += [f"for (int i = threadIdx.x; i < {words}; i += 32) entry[i] = from[i];"]
+    if hosts:
+        inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + from[1] * {hosts};"]
+        inner += [f"for (int i = threadIdx.x; i < {hosts}; i += 32) rows[i] = values[i];"]
+    inner += ["if (threadIdx.x == 0) chunk = mine;"] + ["if (threadIdx.x == 0) apply = job.result[1] != 0.0;"] * skip
+    early = [place for place, column in enumerate(columns) if uniform.is_early(plan.uniforms[column])]
+    for place, column in enumerate(columns):
+        if place not in early:
+            inner.append(f"if (threadIdx.x == {place % 32}) uniform[{place}] = {uniform.stored(plan.uniforms[column])};")
     if early:
-        lines += [f"__shared__ double early[{len(early)}];", "if (threadIdx.x == 0) {"]
-        local: dict[Node, str] = {}
-        inner: list[str] = []
-        ends = [uniform.expression(plan.uniforms[column], local, inner) for column in early]
-        lines += ["    " + line for line in inner]
-        lines += [f"    early[{place}] = {end};" for place, end in enumerate(ends)]
-        lines += ["}", "__syncthreads();"]
-    for column in sorted(body.uniforms):
-        node = plan.uniforms[column]
-        source = f"early[{early.index(column)}]" if column in early else uniform.stored(node)
-        lines.append(f"real u{column} = (real){source};  // {formula(node)}")
+        known: dict[Node, str] = {}
+        own: list[str] = []
+        ends = [uniform.expression(plan.uniforms[columns[place]], known, own) for place in early]
+        own += [f"uniform[{place}] = {end};" for place, end in zip(early, ends, strict=True)]
+        inner += ["__syncwarp();", "if (threadIdx.x == 0) {", *("    " + line for line in own), "}"]
+    lines += ["    " + line for line in inner] + ["}", "__syncthreads();", "word p = chunk.x, flags = entry[2];"]
+    lines += [f"real k{column} = (real)rows[{column}];  // {formula(plan.hosts[column])}" for column in sorted(body.scalars)]
+    lines += [f"real u{c} = (real)uniform[{place}];  // {formula(plan.uniforms[c])}" for place, c in enumerate(columns)]
     return lines
 
 
@@ -255,8 +261,8 @@ def _write_kernel(plan: Plan, uniform: UniformText, epilogue: list[str], skip: b
 
     reads = [names[key] for key in stage.reads]
     zero = "p_" + names[GRADIENT]
-    lines = ["const word* entry = job.table + p * %d;" % (len(ENTRY) + len(plan.arrays)), "word flags = entry[2];"]
-    inner = [*_pointers(plan, stage, names), *_scalars(plan, body, uniform)]
+    lines = _prologue(plan, body, uniform, "chunks", skip)
+    inner = _pointers(plan, stage, names)
     inner += [f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[0], start + {WRITE_CHUNK}), done = start;"]
     inner += ["bool zero = job.zero && (flags & 16);", "if (flags & 2) {", f"    const word lanes = {lanes};"]
     inner += ["    done = start + (end - start) / lanes * lanes;"]
@@ -277,9 +283,7 @@ def _write_kernel(plan: Plan, uniform: UniformText, epilogue: list[str], skip: b
         lines += ["if (!apply && !(flags & 1) && job.zero && (flags & 16)) {", *("    " + x for x in _zero_only(plan, zero)), "}"]
     lines += epilogue
     head = f'extern "C" __global__ void __launch_bounds__({WRITE_THREADS})\nwrite_stage(const __grid_constant__ Job job) {{'
-    begin = ["bool apply = job.result[1] != 0.0;"] if skip else []
-    begin += ["int2 chunk = job.chunks[blockIdx.x];", "word p = chunk.x;"]
-    kernel = "\n".join([head, *("    " + line for line in [*begin, *lines]), "}"])
+    kernel = "\n".join([head, *("    " + line for line in lines), "}"])
     return "\n".join([_element("element", body, stage, names, results), kernel, ""])
 
 
@@ -301,7 +305,7 @@ def _read_kernel(plan: Plan, number: int, uniform: UniformText) -> str:
     scalars = [f"k{column}" for column in sorted(body.scalars)] + [f"u{column}" for column in sorted(body.uniforms)]
     name = f"element_{number}"
     reads = [names[key] for key in stage.reads]
-    inner = [*_pointers(plan, stage, names), *_scalars(plan, body, uniform)]
+    inner = [*_pointers(plan, stage, names)]
     inner += [f"word unit = (word)chunk.y * {READ_CHUNK // UNIT} + threadIdx.x / 32, first = unit * {UNIT};"]
     inner += ["int thread = threadIdx.x % 32;", f"word end = min(entry[0], first + {UNIT});"]
     inner += [f"double a{r}[4] = {{{', '.join([_identity(node)] * 4)}}};" for r, node in enumerate(stage.reductions)]
@@ -327,8 +331,7 @@ def _read_kernel(plan: Plan, number: int, uniform: UniformText) -> str:
         inner += [f"a{r}[0] = {_merge(node, f'a{r}[0]', f'a{r}[1]')};"]
     inner += ["if (thread == 0 && first < entry[0]) {", f"    double* to = job.partials + (entry[3] + unit) * {count};"]
     inner += [f"    to[{r}] = a{r}[0];" for r in range(count)] + ["}"]
-    lines = ["int2 chunk = job.read_chunks[blockIdx.x];", "word p = chunk.x;"]
-    lines += ["const word* entry = job.table + p * %d;" % (len(ENTRY) + len(plan.arrays)), "word flags = entry[2];"]
+    lines = _prologue(plan, body, uniform, "read_chunks", skip=False)
     lines += ["if (flags & 1) return;", *inner, *uniform.finish(stage)]
     head = f'extern "C" __global__ void __launch_bounds__({READ_THREADS})\n'
     head += f"read_stage_{number}(const __grid_constant__ Job job) {{"
