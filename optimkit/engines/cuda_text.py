@@ -5,9 +5,10 @@ the chunk in the table (`ENTRY` names its columns; the addresses of the arrays f
 reduce leave one value per unit of 2,048; the block that arrives last at a parameter adds them, and
 the one that arrives last of all computes the uniform values: no launch of their own.
 
-Block and chunk: 256 threads, each with 16 bytes of every array in flight. Adam reads four
-arrays, 16 KiB a block; an H100 needs about 18 KiB in flight per SM to hide its memory's latency
-(3.35 TB/s, 132 SMs, about 700 ns), so two resident blocks are enough, and eight fit.
+Bytes in flight: an H100 needs about 18 KB per SM to hide its memory's latency (3.35 TB/s over 132 SMs, about
+700 ns). A thread that writes asks for 16 bytes of every array it reads at once, one that reduces for 64 in
+all; with at most 128 registers, 512 of them are resident, which is 32 KB. Chunks of 4,096 (16 KB an
+array) cost one look at the table for four rounds of 256 threads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ WRITE_CHUNK, WRITE_THREADS = 4096, 256
 READ_CHUNK, READ_THREADS = 8192, 128
 ROWS = 384  # doubles that a launch carries by value
 ENTRY = ("size", "row", "flags", "first_unit", "blocks", "place", "layout_w", "layout_g")
-ABSENT, VECTOR, STRIDED_W, STRIDED_G, ZERO_G, OTHER_G = 1, 2, 4, 8, 16, 32  # bits of flags
+ABSENT, VECTOR, STRIDED_W, STRIDED_G, ZERO_G, OTHER_G = 1, 2, 4, 8, 16, 32  # bits of flags, named alike in the text
 
 TABLE = {
     "add": "({0} + {1})",
@@ -68,6 +69,8 @@ TABLE = {
 
 PRELUDE = """\
 typedef long long word;
+enum {{ {columns_of_entry} }};  // columns of the table; the addresses of the arrays follow
+enum {{ ABSENT = 1, VECTOR = 2, STRIDED_W = 4, STRIDED_G = 8, ZERO_G = 16, OTHER_G = 32 }};  // bits of FLAGS
 struct Job {{
     const word* table;          // one entry per parameter
     const int2* chunks;         // (parameter, number of the chunk), for the stage that writes
@@ -96,18 +99,17 @@ template <class T> __device__ __forceinline__ T sign_of(T a) {{
     return a != a ? a : (a > 0 ? (T)1 : (a < 0 ? (T)-1 : (T)0));
 }}
 template <class T> __device__ __forceinline__ bool is_finite(T a) {{ return a - a == 0; }}
-__device__ double count_power(double base, double count) {{
+__device__ __forceinline__ double count_power(double base, double count) {{
     double result = 1.0, square = base;
-    if (count < 0) return 1.0 / count_power(base, -count);
-    for (word bits = (word)count; bits; bits >>= 1) {{
+    for (word bits = (word)fabs(count); bits; bits >>= 1) {{
         if (bits & 1) result *= square;
         square *= square;
     }}
-    return result;
+    return count < 0 ? 1.0 / result : result;
 }}
 
 // The address of element i of a strided array, in memory order of its weight.
-__device__ char* strided(const word* layout, char* data, word i) {{
+__device__ __noinline__ char* strided(const word* layout, char* data, word i) {{
     word axes = layout[0];
     for (word axis = axes - 1; axis >= 0; axis--) {{
         data += (i % layout[1 + axis]) * layout[1 + axes + axis];
@@ -127,21 +129,21 @@ struct alignas(16) Pack {{ real x[{lanes}]; }};
 # A gradient that is strided, of another dtype, or both.
 _LOAD_G = """\
 __device__ __forceinline__ real load_g(const word* entry, real* g, word i) {
-    word flags = entry[2];
-    char* p = (char*)g + i * ((flags & 32) ? sizeof(other) : sizeof(real));
-    if (flags & 8) p = strided((const word*)entry[7], (char*)g, i);
+    word flags = entry[FLAGS];
+    char* p = (char*)g + i * ((flags & OTHER_G) ? sizeof(other) : sizeof(real));
+    if (flags & STRIDED_G) p = strided((const word*)entry[LAYOUT_G], (char*)g, i);
     p = global(p);
-    return (flags & 32) ? (real)*(other*)p : *(real*)p;
+    return (flags & OTHER_G) ? (real)*(other*)p : *(real*)p;
 }
 __device__ __forceinline__ void zero_g(const word* entry, real* g, word i) {
-    word flags = entry[2];
-    char* p = (char*)g + i * ((flags & 32) ? sizeof(other) : sizeof(real));
-    if (flags & 8) p = strided((const word*)entry[7], (char*)g, i);
+    word flags = entry[FLAGS];
+    char* p = (char*)g + i * ((flags & OTHER_G) ? sizeof(other) : sizeof(real));
+    if (flags & STRIDED_G) p = strided((const word*)entry[LAYOUT_G], (char*)g, i);
     p = global(p);
-    if (flags & 32) *(other*)p = 0; else *(real*)p = 0;
+    if (flags & OTHER_G) *(other*)p = 0; else *(real*)p = 0;
 }
 __device__ __forceinline__ real* at_w(const word* entry, real* w, word i) {
-    return global((entry[2] & 4) ? (real*)strided((const word*)entry[6], (char*)w, i) : w + i);
+    return global((entry[FLAGS] & STRIDED_W) ? (real*)strided((const word*)entry[LAYOUT_W], (char*)w, i) : w + i);
 }
 """
 
@@ -187,7 +189,10 @@ def module_text(
     for number in range(len(plan.stages)):
         read, written = traffic(plan, number, itemsize)
         head.append(f"// stage {number + 1}: {read} bytes read, {written} written per element")
-    prelude = PRELUDE.format(columns=uniform.width, slots=len(uniform.slots), rows=ROWS, classes=classes)
+    columns = ", ".join(ENTRY).upper()
+    prelude = PRELUDE.format(
+        columns_of_entry=columns, columns=uniform.width, slots=len(uniform.slots), rows=ROWS, classes=classes
+    )
     parts = ["\n".join(head), prelude, _LOAD_G]
     epilogue = uniform.epilogue(device_count, skip) if device_count or plan.slot_outputs else []
     if uniform.numbers or epilogue:
@@ -218,7 +223,7 @@ def _prologue(plan: Plan, body: Body, uniform: UniformText, chunks: str, skip: b
     inner = [f"int2 mine = job.{chunks}[blockIdx.x];", "word p = mine.x;", f"const word* from = job.table + p * {words};"]
     inner += [f"for (int i = threadIdx.x; i < {words}; i += 32) entry[i] = from[i];"]
     if hosts:
-        inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + from[1] * {hosts};"]
+        inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + from[ROW] * {hosts};"]
         inner += [f"for (int i = threadIdx.x; i < {hosts}; i += 32) rows[i] = values[i];"]
     inner += ["if (threadIdx.x == 0) chunk = mine;"] + ["if (threadIdx.x == 0) apply = job.result[1] != 0.0;"] * skip
     early = [place for place, column in enumerate(columns) if uniform.is_early(plan.uniforms[column])]
@@ -231,7 +236,7 @@ def _prologue(plan: Plan, body: Body, uniform: UniformText, chunks: str, skip: b
         ends = [uniform.expression(plan.uniforms[columns[place]], known, own) for place in early]
         own += [f"uniform[{place}] = {end};" for place, end in zip(early, ends, strict=True)]
         inner += ["__syncwarp();", "if (threadIdx.x == 0) {", *("    " + line for line in own), "}"]
-    lines += ["    " + line for line in inner] + ["}", "__syncthreads();", "word p = chunk.x, flags = entry[2];"]
+    lines += ["    " + line for line in inner] + ["}", "__syncthreads();", "word p = chunk.x, flags = entry[FLAGS];"]
     lines += [f"real k{column} = (real)rows[{column}];  // {formula(plan.hosts[column])}" for column in sorted(body.scalars)]
     lines += [f"real u{c} = (real)uniform[{place}];  // {formula(plan.uniforms[c])}" for place, c in enumerate(columns)]
     return lines
@@ -263,8 +268,8 @@ def _write_kernel(plan: Plan, uniform: UniformText, epilogue: list[str], skip: b
     zero = "p_" + names[GRADIENT]
     lines = _prologue(plan, body, uniform, "chunks", skip)
     inner = _pointers(plan, stage, names)
-    inner += [f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[0], start + {WRITE_CHUNK}), done = start;"]
-    inner += ["bool zero = job.zero && (flags & 16);", "if (flags & 2) {", f"    const word lanes = {lanes};"]
+    inner += [f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[SIZE], start + {WRITE_CHUNK}), done = start;"]
+    inner += ["bool zero = job.zero && (flags & ZERO_G);", "if (flags & VECTOR) {", f"    const word lanes = {lanes};"]
     inner += ["    done = start + (end - start) / lanes * lanes;"]
     inner += ["    for (word i = start + threadIdx.x * lanes; i < done; i += blockDim.x * lanes) {"]
     inner += [f"        Pack {name} = *(const Pack*)(p_{name} + i);" for name in reads]
@@ -277,12 +282,12 @@ def _write_kernel(plan: Plan, uniform: UniformText, epilogue: list[str], skip: b
     inner += ["    " + call([_load(key, names[key]) for key in stage.reads], fresh)]
     inner += [f"    {_load(key, names[key]) if key == WEIGHT else f'p_{names[key]}[i]'} = {names[key]}_new;" for key in stage.outputs]
     inner += [f"    if (zero) zero_g(entry, {zero}, i);", "}"]
-    wanted = "!(flags & 1) && apply" if skip else "!(flags & 1)"
+    wanted = "!(flags & ABSENT) && apply" if skip else "!(flags & ABSENT)"
     lines += [f"if ({wanted}) {{", *("    " + line for line in inner), "}"]
     if skip:
-        lines += ["if (!apply && !(flags & 1) && job.zero && (flags & 16)) {", *("    " + x for x in _zero_only(plan, zero)), "}"]
+        lines += ["if (!apply && !(flags & ABSENT) && job.zero && (flags & ZERO_G)) {", *("    " + x for x in _zero_only(plan, zero)), "}"]
     lines += epilogue
-    head = f'extern "C" __global__ void __launch_bounds__({WRITE_THREADS})\nwrite_stage(const __grid_constant__ Job job) {{'
+    head = f'extern "C" __global__ void __launch_bounds__({WRITE_THREADS}, 2)\nwrite_stage(const __grid_constant__ Job job) {{'
     kernel = "\n".join([head, *("    " + line for line in lines), "}"])
     return "\n".join([_element("element", body, stage, names, results), kernel, ""])
 
@@ -292,7 +297,7 @@ def _zero_only(plan: Plan, zero: str) -> list[str]:
     column = len(ENTRY) + plan.arrays.index(GRADIENT)
     return [
         f"real* {zero} = global((real*)entry[{column}]);",
-        f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[0], start + {WRITE_CHUNK});",
+        f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[SIZE], start + {WRITE_CHUNK});",
         f"for (word i = start + threadIdx.x; i < end; i += blockDim.x) zero_g(entry, {zero}, i);",
     ]
 
@@ -304,39 +309,45 @@ def _read_kernel(plan: Plan, number: int, uniform: UniformText) -> str:
     results = [f"y{r}" for r in range(count)]
     scalars = [f"k{column}" for column in sorted(body.scalars)] + [f"u{column}" for column in sorted(body.uniforms)]
     name = f"element_{number}"
-    reads = [names[key] for key in stage.reads]
-    inner = [*_pointers(plan, stage, names)]
+    inner = _pointers(plan, stage, names)
     inner += [f"word unit = (word)chunk.y * {READ_CHUNK // UNIT} + threadIdx.x / 32, first = unit * {UNIT};"]
-    inner += ["int thread = threadIdx.x % 32;", f"word end = min(entry[0], first + {UNIT});"]
+    inner += ["int thread = threadIdx.x % 32;", f"word end = min(entry[SIZE], first + {UNIT});"]
     inner += [f"double a{r}[4] = {{{', '.join([_identity(node)] * 4)}}};" for r, node in enumerate(stage.reductions)]
-    inner += [f"for (word row = first + thread * 4; row < end; row += {LANES}) {{"]
-    inner += [f"    alignas(16) real v_{each}[4];" for each in reads]
-    inner += ["    if ((flags & 2) && row + 4 <= end) {", "        const int lanes = sizeof(Pack) / sizeof(real);"]
-    for each in reads:
-        inner += ["        #pragma unroll", "        for (int j = 0; j < 4; j += lanes)"]
-        inner += [f"            *(Pack*)(v_{each} + j) = *(const Pack*)(p_{each} + row + j);"]
-    inner += ["    } else {", "        for (int j = 0; j < 4; j++) if (row + j < end) {", "            word i = row + j;"]
-    inner += [f"            v_{names[key]}[j] = {_load(key, names[key])};" for key in stage.reads]
-    inner += ["        }", "    }", "    #pragma unroll", "    for (int j = 0; j < 4; j++) if (row + j < end) {"]
-    inner += [f"        real {', '.join(results)};"]
-    inner += [f"        {name}({', '.join([*(f'v_{each}[j]' for each in reads), *scalars, *results])});"]
-    for r, node in enumerate(stage.reductions):
-        inner += ["        " + line for line in _accumulate(node, r)]
-    inner += ["    }", "}"]
+    inner += ["word row = first + thread * 4;"]
+    inner += _rows_in_flight(stage, names, scalars, name, results)
+    inner += [f"for (; row < end; row += {LANES})", "    #pragma unroll", "    for (int j = 0; j < 4; j++) if (row + j < end) {"]
+    inner += ["        word i = row + j;", f"        real {', '.join(results)};"]
+    inner += [f"        {name}({', '.join([*(_load(key, names[key]) for key in stage.reads), *scalars, *results])});"]
+    inner += ["        " + line for r, node in enumerate(stage.reductions) for line in _accumulate(node, r)] + ["    }"]
     for r, node in enumerate(stage.reductions):
         inner += ["for (int half = 16; half; half >>= 1) for (int j = 0; j < 4; j++) {"]
         inner += [f"    double other_lane = __shfl_down_sync(0xffffffffu, a{r}[j], half);"]
         inner += [f"    a{r}[j] = {_merge(node, f'a{r}[j]', 'other_lane')};", "}"]
         inner += [f"for (int j = 0; j < 2; j++) a{r}[j] = {_merge(node, f'a{r}[j]', f'a{r}[j + 2]')};"]
         inner += [f"a{r}[0] = {_merge(node, f'a{r}[0]', f'a{r}[1]')};"]
-    inner += ["if (thread == 0 && first < entry[0]) {", f"    double* to = job.partials + (entry[3] + unit) * {count};"]
+    inner += ["if (thread == 0 && first < entry[SIZE]) {", f"    double* to = job.partials + (entry[FIRST_UNIT] + unit) * {count};"]
     inner += [f"    to[{r}] = a{r}[0];" for r in range(count)] + ["}"]
     lines = _prologue(plan, body, uniform, "read_chunks", skip=False)
-    lines += ["if (flags & 1) return;", *inner, *uniform.finish(stage)]
-    head = f'extern "C" __global__ void __launch_bounds__({READ_THREADS})\n'
+    lines += ["if (flags & ABSENT) return;", *inner, *uniform.finish(stage)]
+    head = f'extern "C" __global__ void __launch_bounds__({READ_THREADS}, 4)\n'
     head += f"read_stage_{number}(const __grid_constant__ Job job) {{"
     kernel = "\n".join([head, *("    " + line for line in lines), "}"])
     return "\n".join([_element(name, body, stage, names, results), kernel, ""])
+
+
+def _rows_in_flight(stage: Stage, names: dict[Hashable, str], scalars: list[str], name: str, results: list[str]) -> list[str]:
+    """The loop over rows of 128 lanes that lie in one piece: 64 bytes a thread are asked for before the first is used."""
+    reads = [names[key] for key in stage.reads]
+    depth = max(1, 4 // max(1, len(reads)))
+    lines = [f"if (flags & VECTOR) for (; row + {LANES * (depth - 1) + 4} <= end; row += {LANES * depth}) {{"]
+    lines += ["    const int lanes = sizeof(Pack) / sizeof(real);"]
+    lines += [f"    alignas(16) real v_{each}[{depth}][4];" for each in reads] + ["    #pragma unroll"]
+    lines += [f"    for (int d = 0; d < {depth}; d++) for (int j = 0; j < 4; j += lanes) {{"]
+    lines += [f"        *(Pack*)(v_{each}[d] + j) = *(const Pack*)(p_{each} + row + d * {LANES} + j);" for each in reads] + ["    }"]
+    lines += ["    #pragma unroll", f"    for (int d = 0; d < {depth}; d++) for (int j = 0; j < 4; j++) {{", f"        real {', '.join(results)};"]
+    lines += [f"        {name}({', '.join([*(f'v_{each}[d][j]' for each in reads), *scalars, *results])});"]
+    lines += ["        " + line for r, node in enumerate(stage.reductions) for line in _accumulate(node, r)]
+    return [*lines, "    }", "}"]
 
 
 def _identity(node: Node) -> str:

@@ -134,7 +134,7 @@ class UniformText:
         if node.level is Level.HOST:
             return f"rows[{self.plan.hosts.index(node)}]"
         if node.op == "size":
-            text = "(double)entry[0]"
+            text = "(double)entry[SIZE]"
         elif node.op == "count":
             text = "(double)(job.counts[p] + 1)"
         elif node.op == "slot":
@@ -171,13 +171,13 @@ class UniformText:
             known[node] = f"y{len(known)}"
             lines.append(f"double {known[node]} = total_of(job, {self.labels.index(node.key)}, tree);  // {formula(node)}")
         lines += [f"for (word p = threadIdx.x; p < job.members; p += {FINISH_THREADS}) {{"]
-        lines += [f"    const word* entry = job.table + p * {self.stride};", "    bool present = !(entry[2] & 1);"]
+        lines += [f"    const word* entry = job.table + p * {self.stride};", "    bool present = !(entry[FLAGS] & ABSENT);"]
         next_totals = [node for node, own in self.rounds.items() if node.op == "total" and own == number + 1]
         lines += [f"    double part{place} = 0.0;" for place in range(len(next_totals))] + ["    if (present) {"]
         lines += ["        " + line for line in self._present(nodes, known, next_totals, norm)] + ["    }"]
         for place, node in enumerate(next_totals):
             label = self.labels.index(node.key)
-            lines.append(f"    job.contributions[((word)job.device * job.labels + {label}) * job.entries + entry[5]] = part{place};")
+            lines.append(f"    job.contributions[((word)job.device * job.labels + {label}) * job.entries + entry[PLACE]] = part{place};")
         lines += ["}", "__syncthreads();"]
         return "\n".join([f"__device__ void round_{number}(const Job& job) {{", *("    " + line for line in lines), "}", ""])
 
@@ -201,14 +201,14 @@ class UniformText:
     def finish(self, stage: Stage) -> list[str]:
         """The end of a reducing kernel: parameters are finished by their last block, the rounds by the last of all."""
         count = len(stage.reductions)
-        lines = [f"__shared__ double tree[{LANES}];", "if (!comes_last(job.arrived + p, entry[4])) return;"]
-        lines += ["word units = (entry[0] + 2047) / 2048;"]
+        lines = [f"__shared__ double tree[{LANES}];", "if (!comes_last(job.arrived + p, entry[BLOCKS])) return;"]
+        lines += ["word units = (entry[SIZE] + 2047) / 2048;"]
         for r, node in enumerate(stage.reductions):
             merge, start = {
                 "max": ("Max()", "-__longlong_as_double(0x7ff0000000000000LL)"),
                 "min": ("Min()", "__longlong_as_double(0x7ff0000000000000LL)"),
             }.get(node.op, ("Add()", "0.0"))
-            lines.append(f"double sum{r} = combine(job.partials + entry[3] * {count} + {r}, units, {count}, {start}, tree, {merge});")
+            lines.append(f"double sum{r} = combine(job.partials + entry[FIRST_UNIT] * {count} + {r}, units, {count}, {start}, tree, {merge});")
             lines.append(f"if (threadIdx.x == 0) job.uniforms[p * {self.width} + {self.columns[node]}] = sum{r};  // {formula(node)}")
         lines += ["if (!comes_last(job.control, job.present) || !job.finish) return;"]
         own = self.plan.reading.index(stage)
@@ -227,7 +227,7 @@ class UniformText:
         lines += ["if (!apply) return;"] if check else []
         lines += self._shared_values()
         lines += ["for (p = threadIdx.x; p < job.members; p += blockDim.x) {"]
-        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[2] & 1) continue;"]
+        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
         if self.slots:
             known: dict[Node, str] = {}
             inner.append(self.rows_line())
@@ -244,14 +244,14 @@ class UniformText:
         return lines
 
     def rows_line(self) -> str:
-        return f"const double* rows = (job.more_rows ? job.more_rows : job.rows) + entry[1] * {len(self.plan.hosts)};"
+        return f"const double* rows = (job.more_rows ? job.more_rows : job.rows) + entry[ROW] * {len(self.plan.hosts)};"
 
     def _shared_values(self) -> list[str]:
         """Slots of the optimizer: the same value for every parameter, so that of the first one present."""
         if not self.shared:
             return []
         known: dict[Node, str] = {}
-        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[2] & 1) continue;", self.rows_line()]
+        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;", self.rows_line()]
         ends = [self.expression(self.plan.slot_outputs[key], known, inner) for key in self.shared]
         inner += [f"shared{place} = {end};" for place, end in enumerate(ends)] + ["break;"]
         lines = [f"double shared{place} = 0.0;" for place in range(len(self.shared))]

@@ -29,15 +29,13 @@ class Body:
 
 
 def identifiers(keys: tuple[Hashable, ...]) -> dict[Hashable, str]:
-    """A name for each array: "w", "g", and the slots' own names, made unique."""
+    """A name for each array: "w", "g", and "s_m" for the slot `s.m`, a link's with its index; no other name begins so."""
     names: dict[Hashable, str] = {}
     for key in keys:
+        text = str(key)
         if isinstance(key, tuple):
             _, index, name, _ = key
-            plain = re.sub(r"\W", "_", name) or "slot"
-            text = plain if index == 0 and plain not in ("w", "g", "i", "n", "p", "c") else f"{plain}_{index}"
-        else:
-            text = str(key)
+            text = f"s_{re.sub(r'[^0-9A-Za-z]', '_', name)}" + (f"_{index}" if index else "")
         while text in names.values():
             text += "_"
         names[key] = text
