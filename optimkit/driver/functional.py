@@ -1,56 +1,34 @@
 """The functional form: a rule on immutable arrays, or inside somebody's jit.
 
-`init` makes the state, `apply` returns new parameters and new state; both are pytrees of dicts.
-It walks the same chain as a step, with the namespace's own functions; values agree with the
-in-place form within the tolerance of that namespace.
+`init` makes the state, `apply` returns new parameters and new state; both are pytrees of dicts. It walks the
+graph of a step with the namespace's own functions, over all parameters at once, so that totals are there too:
+
+    value(member, node) = function(value(member, arg) for arg in node.args)
+
+Outside of a jit, NumPy arrays get the bits of a step in place. Inside of one, the count `t` is the library's
+number, and what depends on it is computed in the library's default precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from optimkit import arrays
-from optimkit.driver.build import chain_of
-from optimkit.driver.chain import Numbers, run
+from optimkit.driver.build import chain_of, program_of
+from optimkit.driver.chain import Chain
 from optimkit.driver.entries import Group
+from optimkit.engines import canonical
+from optimkit.engines.eager import function_of
+from optimkit.fusion.graph import BOOLEAN, REDUCTIONS, Level, Node
 from optimkit.fusion.operations import OPERATIONS
-from optimkit.fusion.trace import Namespace
-from optimkit.numbers import Follow
-from optimkit.params import Tree, match_gradients, read_tree
-from optimkit.rule import Rule, Slot
-
-
-class ArrayNamespace(Namespace):
-    """`xp` over a real namespace: functions of arrays go to it, those of Python numbers stay in Python."""
-
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
-
-    def _apply(self, op: str, *args: Any) -> Any:
-        like = next((arg for arg in args if arrays.is_array(arg)), None)
-        if like is None:
-            return OPERATIONS[op].host(*args)
-        if op in ("real", "conj", "imag") and not self._is_complex(like):
-            return like * 0.0 if op == "imag" else like
-        dtype = next((arg.dtype for arg in args if arrays.is_array(arg) and "bool" not in str(arg.dtype)), None)
-        full = [arg if arrays.is_array(arg) else self._xp.asarray(arg, dtype=dtype) for arg in args]
-        if op == "power":
-            return full[0] ** full[1]
-        return getattr(self._xp, op)(*full)
-
-    def _reduce(self, op: str, x: Any) -> Any:
-        return getattr(self._xp, op)(x)
-
-    def norm(self, x: Any, total: bool = False) -> Any:
-        if total:
-            raise TypeError("total_norm is not available in the functional form: it sees one parameter at a time")
-        largest = self._xp.max(self._xp.abs(x)) if x.size else 0.0
-        safe = self._xp.where(largest > 0, largest, self._xp.ones_like(largest))
-        scaled = x / safe
-        return safe * self._xp.sqrt(self._xp.sum(self.abs2(scaled)))
-
-    def total(self, x: Any) -> Any:
-        raise TypeError("total is not available in the functional form: it sees one parameter at a time")
+from optimkit.fusion.stages import Program
+from optimkit.numbers import coerce_number
+from optimkit.params import Param, Tree, check_names, match_gradients, matches, read_tree
+from optimkit.rule import Slot
 
 
 def default_rule(cls: Any) -> Any:
@@ -63,74 +41,254 @@ def _is_required(cls: Any, name: str) -> bool:
     return repr(cls.__dataclass_fields__[name].default) == "required"
 
 
+@dataclass(eq=False)
+class Member:
+    """One parameter as it is walked: arrays, slots by key, the traced program, and the values known so far."""
+
+    name: str
+    weight: Any
+    chain: Chain
+    gradient: Any = None
+    t: Any = 0
+    slots: dict[Hashable, Any] = field(default_factory=dict)
+    program: Program | None = None
+    known: dict[Node, Any] = field(default_factory=dict)
+
+    @property
+    def xp(self) -> Any:
+        return arrays.namespace(self.weight)
+
+    @property
+    def wide(self) -> Any:
+        """float64, or the widest that the library has just now (JAX without x64: float32)."""
+        widths = self.xp.__array_namespace_info__().dtypes(kind="real floating")
+        return widths.get("float64", widths.get("float32"))
+
+
+def _read(optimizer: Any, params: Any) -> tuple[Tree, list[Member]]:
+    """The parameters, checked: their tree and a member for each."""
+    kind = type(optimizer).__name__
+    if optimizer.nonfinite != "allow":
+        raise ValueError(f"{kind}: nonfinite = {optimizer.nonfinite!r} is not available in the functional form; use 'allow'")
+    if isinstance(params, list | tuple) and any(isinstance(each, Mapping) and "params" in each for each in params):
+        raise TypeError(f"{kind}: the functional form has no groups; make a rule for each")
+    tree, members = read_tree(params), []
+    check_names(list(tree.leaves()))
+    for leaf in tree.leaves():
+        what = f"parameter {leaf.name!r}"
+        if not arrays.is_array(leaf.value):
+            raise TypeError(f"{what} is {arrays.describe(leaf.value)}; the functional form takes arrays")
+        arrays.check_dtype(what, leaf.value)
+        members.append(Member(leaf.name, leaf.value, _chain(optimizer, leaf.name, leaf.value)))
+    return tree, members
+
+
+def _chain(optimizer: Any, name: str, weight: Any) -> Chain:
+    """The chain with the links whose `where` selects the parameter."""
+    seen = object.__new__(Param)  # immutable arrays are welcome here, a Param would refuse them
+    seen.name, seen._data, seen.grad, seen.shape = name, weight, None, tuple(weight.shape)
+    seen.library, seen.namespace = arrays.library(weight), arrays.namespace(weight)
+    seen.device, seen.dtype = arrays.device(weight), arrays.dtype_name(weight)
+    links = [(index, link) for index, link in enumerate(optimizer._links, 1) if matches(link.where, seen)]
+    bare = chain_of(type(optimizer), optimizer._groups[0], (), None, optimizer.maximize)
+    return Chain(bare.optimizer, tuple(links), optimizer.maximize)
+
+
 def init(optimizer: Any, params: Any) -> dict[str, Any]:
     """The state of the functional form."""
-    tree = read_tree(params)
-    state: dict[str, Any] = {"t": {}, "slots": {}}
-    for leaf in tree.leaves():
-        xp = arrays.namespace(leaf.value)
-        chain = chain_of(type(optimizer), optimizer._groups[0], optimizer._links, None, optimizer.maximize)
-        slots = {chain.slot_label(key): _make(xp, slot, leaf.value) for key, slot in chain.slots().items()}
-        state["t"][leaf.name], state["slots"][leaf.name] = 0, slots
+    _, members = _read(optimizer, params)
+    state: dict[str, Any] = {"count": 0, "t": {}, "slots": {}, "shared": {}}
+    for member in members:
+        slots: dict[str, Any] = {}
+        for key, slot in member.chain.slots().items():
+            holder = state["shared"] if slot.extent == "optimizer" else slots
+            holder[member.chain.slot_label(key)] = _make(member, slot)
+        state["t"][member.name], state["slots"][member.name] = 0, slots
     return state
 
 
-def _make(xp: Any, slot: Slot, weight: Any) -> Any:
-    if slot.kind == "copy_of_weight":
-        return weight + 0
+def _make(member: Member, slot: Slot) -> Any:
+    xp, weight = member.xp, member.weight
     if slot.extent != "element":
-        if slot.extent == "optimizer":
-            raise TypeError("slots per optimizer are not available in the functional form")
-        return xp.asarray(slot.value, dtype=weight.dtype)
-    return xp.full(weight.shape, slot.value, dtype=weight.dtype)
+        return xp.asarray(slot.value, dtype=member.wide)
+    if slot.kind == "copy_of_weight":
+        return xp.asarray(weight, copy=True)
+    return xp.full(tuple(weight.shape), slot.value, dtype=weight.dtype)
 
 
 def apply(optimizer: Any, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
     """One step: new parameters in the shape of `params`, and the new state."""
-    tree = read_tree(params)
+    tree, members = _read(optimizer, params)
     found: dict[str, Any] = {}
     match_gradients(tree, grads, found)
-    group: Group = optimizer._groups[0]
-    new: dict[str, Any] = {"t": dict(state["t"]), "slots": dict(state["slots"])}
-    weights: dict[str, Any] = {}
-    for leaf in tree.leaves():
-        name, weight, gradient = leaf.name, leaf.value, found.get(leaf.name)
-        if gradient is None:
-            weights[name] = weight
-            continue
-        if tuple(gradient.shape) != tuple(weight.shape):
-            raise ValueError(f"gradient of {name!r} has shape {tuple(gradient.shape)}, its weight {tuple(weight.shape)}")
-        chain = chain_of(type(optimizer), group, optimizer._links, None, optimizer.maximize)
-        labels = {chain.slot_label(key): key for key in chain.slots()}
-        xp = arrays.namespace(weight)
-        t = state["t"][name] + 1
-
-        def numbers(index: int, rule: Rule, t: Any = t) -> Numbers:
-            return _numbers(optimizer, group, index, rule, t)
-
-        slots = {labels[label]: value for label, value in state["slots"][name].items()}
-        moved, changed = run(chain, weight, xp.astype(gradient, weight.dtype), slots, numbers, ArrayNamespace(xp))
-        weights[name], new["t"][name] = moved, t
-        new["slots"][name] = {label: changed[key] for label, key in labels.items()}
+    wide = any(arrays.dtype_name(member.weight) == "float64" for member in members)
+    for member in members:
+        gradient = found.get(member.name)
+        if gradient is not None:
+            _check_gradient(member, gradient)
+            member.gradient = member.xp.astype(gradient, member.weight.dtype)
+        _take_state(member, state)
+        member.program = program_of(member.chain, wide, False)[1]
+    walk = _Walk(optimizer, members, state["count"])
+    new: dict[str, Any] = {key: dict(state[key]) for key in ("t", "slots", "shared")} | {"count": state["count"] + 1}
+    weights = {member.name: member.weight for member in members}
+    with np.errstate(all="ignore"):
+        for member in members:
+            if member.gradient is not None:
+                weights[member.name] = _finish(member, walk, new)
     return rebuild(tree, weights), new
 
 
-def _numbers(optimizer: Any, group: Group, index: int, rule: Rule, t: Any) -> Numbers:
-    values: dict[str, Any] = {}
-    sources = [(0, name) for name in ("lr",) if index and name in optimizer._numbers] + [(index, name) for name in rule._numbers]
-    for owner, name in sources:
-        held = group.values if owner == 0 else rule.__dict__
-        value = held[name]
-        if isinstance(value, Follow):
-            owner, name_there = 0, value.name
-            value = group.values[name_there]
+def _check_gradient(member: Member, gradient: Any) -> None:
+    what, shape = f"gradient of {member.name!r}", tuple(member.weight.shape)
+    if tuple(gradient.shape) != shape:
+        raise ValueError(f"{what} has shape {tuple(gradient.shape)}, its weight {shape}; nothing is broadcast")
+    if arrays.library(gradient) != arrays.library(member.weight):
+        raise TypeError(f"{what} is a {arrays.describe(gradient)}, its weight a {arrays.library(member.weight)} array")
+    arrays.check_dtype(what, gradient)
+
+
+def _take_state(member: Member, state: Any) -> None:
+    labels = {member.chain.slot_label(key): (key, slot) for key, slot in member.chain.slots().items()}
+    try:
+        own = state["slots"][member.name]
+        member.t = state["t"][member.name] + 1
+        for label, (key, slot) in labels.items():
+            member.slots[*key, slot.extent] = (state["shared"] if slot.extent == "optimizer" else own)[label]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the state has no {error} for parameter {member.name!r}; make it with rule.init(params)") from None
+
+
+def _finish(member: Member, walk: _Walk, new: dict[str, Any]) -> Any:
+    """The new weight of a member; its new slots and count go into the new state."""
+    assert member.program is not None
+    xp = member.xp
+    slots: dict[str, Any] = {}
+    for key, node in member.program.outputs.items():
+        if not isinstance(key, tuple):
+            continue
+        _, index, name, extent = key
+        value, label = walk.value(member, node), member.chain.slot_label((index, name))
+        if extent == "element":
+            slots[label] = walk.element(member, node)
+        elif extent == "parameter":
+            slots[label] = xp.asarray(value, dtype=member.wide)
         else:
-            name_there = name
-        if isinstance(value, tuple):
-            values[name] = tuple(optimizer._number(group, (owner, name_there, i)) for i in range(len(value)))
-        else:
-            values[name] = None if value is None else optimizer._number(group, (owner, name_there, None))
-    return Numbers(rule, {**values, "t": t})
+            new["shared"][label] = xp.asarray(value, dtype=member.wide)
+    new["t"][member.name], new["slots"][member.name] = member.t, slots
+    return walk.element(member, member.program.outputs["w"])
+
+
+class _Walk:
+    """The values of the nodes of all members, each computed once."""
+
+    def __init__(self, optimizer: Any, members: list[Member], count: Any) -> None:
+        self.optimizer, self.members, self.count = optimizer, members, count
+        self.group: Group = optimizer._groups[0]
+
+    def value(self, member: Member, node: Node) -> Any:
+        if node not in member.known:
+            member.known[node] = self._compute(member, node)
+        return member.known[node]
+
+    def element(self, member: Member, node: Node) -> Any:
+        """A value as an array of the weight's shape and dtype."""
+        value = self._cast(member, node)
+        shape = tuple(member.weight.shape)
+        return member.xp.asarray(value if tuple(value.shape) == shape else member.xp.broadcast_to(value, shape) + 0)
+
+    def _compute(self, member: Member, node: Node) -> Any:
+        if not node.args:
+            return self._leaf(member, node)
+        if node.op in REDUCTIONS:
+            return self._reduce(member, node)
+        if node.op == "total":
+            return self._total(member, node)
+        if node.level is Level.ELEMENT:
+            return function_of(member.xp, node.op)(*(self._cast(member, arg) for arg in node.args))
+        args = [self.value(member, arg) for arg in node.args]
+        if not any(arrays.is_array(arg) for arg in args):
+            return OPERATIONS[node.op].host(*args)
+        op = "power" if node.op == "count_power" else node.op
+        if node.op == "count_power" and not _is_traced(args[1]):
+            return OPERATIONS[node.op].host(float(args[0]), float(args[1]))
+        return function_of(member.xp, op)(*map(self._widen(member), args))
+
+    def _leaf(self, member: Member, node: Node) -> Any:
+        if node.op == "w":
+            return member.weight
+        if node.op == "g":
+            return member.gradient
+        if node.op == "slot":
+            return member.slots[node.key]
+        if node.op == "number":
+            return self._number(*node.key)  # type: ignore[misc]
+        if node.op == "count":
+            return member.t
+        if node.op == "size":
+            return float(np.prod(member.weight.shape, dtype=np.int64))
+        return node.key
+
+    def _number(self, index: int, name: str, position: int | None) -> Any:
+        rule = self.optimizer if index == 0 else self.optimizer._links[index - 1]
+        value = self.group.values[name] if index == 0 else rule.__dict__[name]
+        value = value if position is None else value[position]
+        if callable(value):
+            what = f"{type(rule).__name__}: {name}, given by {value!r} for step {self.count},"
+            value = value(self.count)
+            if not _is_traced(value):
+                value = coerce_number(what, value, rule._numbers[name].range_of(position))
+        for factor in self.group.factors.values() if index == 0 and name == "lr" else ():
+            value = value * factor
+        return value
+
+    def _widen(self, member: Member) -> Callable[[Any], Any]:
+        def widen(x: Any) -> Any:
+            if arrays.is_array(x):
+                return x if "bool" in str(x.dtype) else member.xp.astype(x, member.wide)
+            return member.xp.asarray(x, dtype=member.xp.bool if isinstance(x, bool) else member.wide)
+
+        return widen
+
+    def _cast(self, member: Member, node: Node) -> Any:
+        """A value where it meets elements: in their dtype."""
+        value, xp = self.value(member, node), member.xp
+        if node.level is Level.ELEMENT:
+            return value
+        dtype = xp.bool if node.kind == BOOLEAN else member.weight.dtype
+        return xp.astype(value, dtype) if arrays.is_array(value) else xp.asarray(value, dtype=dtype)
+
+    def _reduce(self, member: Member, node: Node) -> Any:
+        """In the canonical order, where there is float64; elements in C order."""
+        xp, scale = member.xp, int(node.key or 0)  # type: ignore[call-overload]
+        flat = xp.reshape(self.value(member, node.args[0]), (-1,))
+        if "float64" in str(member.wide):
+            return canonical.reduce(xp, node.op, flat, scale)
+        if node.op in ("max", "min"):
+            empty = xp.asarray(canonical.IDENTITY[node.op], dtype=flat.dtype)
+            return getattr(xp, node.op)(flat) if flat.shape[0] else empty
+        return xp.sum(flat * flat if node.op == "sum_of_squares" else flat)
+
+    def _total(self, member: Member, node: Node) -> Any:
+        """The sum over the members that have a gradient, in their order."""
+        parts = [self._contribution(other, node.key) for other in self.members]
+        found = [part for part in parts if part is not None]
+        if not any(arrays.is_array(part) for part in found):
+            return float(canonical.combine(np, "sum", np.array([part or 0.0 for part in parts])))
+        widen = self._widen(member)
+        stacked = member.xp.stack([widen(0.0 if part is None else part) for part in parts])
+        return canonical.combine(member.xp, "sum", stacked)
+
+    def _contribution(self, member: Member, label: Hashable) -> Any:
+        if member.gradient is None or member.program is None:
+            return None
+        own = next((node for node in member.program.totals if node.key == label), None)
+        return None if own is None else self.value(member, own.args[0])
+
+
+def _is_traced(x: Any) -> bool:
+    """Whether a value is known only when a jitted function runs."""
+    return arrays.is_array(x) and "Tracer" in type(x).__name__
 
 
 def rebuild(tree: Tree, weights: dict[str, Any]) -> Any:
@@ -143,5 +301,3 @@ def rebuild(tree: Tree, weights: dict[str, Any]) -> Any:
     if isinstance(tree.source, tuple):
         return tuple(parts.values())
     return list(parts.values())
-
-

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from array_api_compat import device
+
 LANES = 128
 UNIT = 2048
 
@@ -36,7 +38,7 @@ def _pad(xp: Any, op: str, values: Any, multiple: int) -> Any:
     missing = -values.shape[0] % multiple
     if not missing:
         return values
-    filler = xp.full(missing, IDENTITY[op], dtype=values.dtype, device=values.device)
+    filler = xp.full(missing, IDENTITY[op], dtype=values.dtype, device=device(values))
     return xp.concat([values, filler])
 
 
@@ -61,5 +63,5 @@ def combine(xp: Any, op: str, values: Any) -> Any:
 def reduce(xp: Any, op: str, values: Any, scale: int = 0) -> Any:
     """One value from the elements of a parameter, flat, in memory order; empty arrays give the identity."""
     if values.shape[0] == 0:
-        return xp.asarray(IDENTITY[op], dtype=xp.float64, device=values.device)
+        return xp.asarray(IDENTITY[op], dtype=xp.float64, device=device(values))
     return combine(xp, op, unit_values(xp, op, values, scale))

@@ -36,6 +36,7 @@ def identifiers(keys: tuple[Hashable, ...]) -> dict[Hashable, str]:
         if isinstance(key, tuple):
             _, index, name, _ = key
             text = f"s_{re.sub(r'[^0-9A-Za-z]', '_', name)}" + (f"_{index}" if index else "")
+            text += "_" * text.endswith("_new")  # such names are the kernels' own: the new value of a slot
         while text in names.values():
             text += "_"
         names[key] = text

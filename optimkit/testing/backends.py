@@ -158,7 +158,7 @@ def _all() -> Iterator[Backend]:
     yield Backend("torch-numba", "torch", "numba", layouts=_TORCH)
     yield Backend("torch-eager", "torch", "eager", layouts=_TORCH)
     yield Backend("array_api_strict-eager", "array_api_strict", "eager")
-    yield Backend("numpy-functional", "numpy", "functional", exact=False)
+    yield Backend("numpy-functional", "numpy", "functional")
     yield Backend("jax-functional", "jax", "functional", exact=False)
     yield Backend("cupy-cuda", "cupy", "cuda", layouts=LAYOUTS)
     yield Backend("cupy-eager", "cupy", "eager", flushes=True, layouts=LAYOUTS)

@@ -61,6 +61,12 @@ def _specs(layouts: Sequence[str]) -> Iterator[Spec]:
     yield Spec("with a gradient of the other dtype", (5,), other_dtype=True)
 
 
+def few_specs() -> list[Spec]:
+    """Some of them, for the functional form, where each parameter is compiled by itself."""
+    names = ("contiguous", "0-d", "empty", "more than a unit")
+    return [spec for spec in specs(["contiguous"]) if spec.name in names or spec.missing or spec.other_dtype]
+
+
 def special_specs() -> list[Spec]:
     """Zeros of both signs, subnormal and huge numbers, infinities and NaN: each as weight with each as gradient."""
     return [Spec("special values", (len(SPECIAL), len(SPECIAL)), values="special")]

@@ -18,7 +18,7 @@ import pytest
 from optimkit.testing.backends import BACKENDS, Backend
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=list(BACKENDS))  # type: ignore[untyped-decorator]
 def optimkit_backend(request: Any) -> Iterator[Backend]:
     """Each of `optimkit.testing.BACKENDS` in turn, under the settings that its library needs."""
     backend = BACKENDS[request.param]

@@ -120,7 +120,7 @@ class OracleParameter:
     def flat(self, x: Any) -> np.ndarray:
         """A logical array in memory order and the weight's dtype, read-only."""
         with np.errstate(over="ignore"):
-            values = np.asarray(x).reshape(-1)[self.order].astype(self.weight.dtype)
+            values: np.ndarray = np.asarray(x).reshape(-1)[self.order].astype(self.weight.dtype)
         values.flags.writeable = False
         return values
 
@@ -140,7 +140,8 @@ def memory_order(x: Any) -> np.ndarray:
     offsets = np.zeros(tuple(x.shape), np.int64)
     for axis, (step, n) in enumerate(zip(arrays.byte_strides(x), x.shape, strict=True)):
         offsets += (step * np.arange(n)).reshape((-1, *(1,) * (x.ndim - axis - 1)))
-    return np.argsort(offsets.reshape(-1), kind="stable")
+    order: np.ndarray = np.argsort(offsets.reshape(-1), kind="stable")
+    return order
 
 
 class Oracle:
