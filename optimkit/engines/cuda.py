@@ -51,12 +51,12 @@ class CudaRunner:
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members
-        self.device = members[0].weight.device
+        self.device = _check_device(members[0].weight.device)
         self.uniform = UniformText(plan, TABLE, len(ENTRY) + len(plan.arrays))
         self.job = np.zeros(1, JOB)[0]
         self.layouts: dict[tuple[int, int], np.ndarray] = {}
         self.present = np.zeros(len(members), bool)
-        self.dirty = True
+        self.dirty, self.contributes = True, False
         self._kept: dict[str, Any] = {}  # the arrays behind the job's addresses
         self._uploader = Uploader()
         self._sent_rows = np.zeros(0)
@@ -159,7 +159,7 @@ class CudaRunner:
             self.dirty = False
         self._send_rows(tables.rows, stream)
         self.job["present"] = int(self.present.sum())
-        self.job["finish"] = alone
+        self.job["finish"], self.contributes = alone, bool(self.shared.labels)
         if self.plan.program.gradient_norm is not None and not self.shared.capturable:
             self._keep("result", cupy.empty(2))
 
@@ -196,7 +196,7 @@ class CudaRunner:
         self._sent_rows = flat.copy()
 
     def _no_capture(self, stream: Any, why: str) -> None:
-        if self.shared.capturable and stream.is_capturing:
+        if self.shared.capturable and stream.is_capturing():
             raise RuntimeError(
                 f"this step needs an upload ({why}), which a CUDA graph would repeat with old values; "
                 "run one step with these arrays before the capture"
@@ -211,6 +211,11 @@ class CudaRunner:
     def read(self, number: int, stream: Any) -> None:
         """Run a reading stage."""
         self._launch(self.read_functions[number], len(self._kept["read_chunks"]), READ_THREADS, stream)
+
+    def clear_contributions(self) -> None:
+        """Take no part in the totals until the next step of this bucket."""
+        self._kept["contributions"][int(self.job["device"]), :, self.table[:, 5]] = 0.0
+        self.contributes = False
 
     def finish(self, number: int, stream: Any) -> None:
         """Compute the uniform values of a round, in a launch of its own."""
@@ -248,6 +253,19 @@ class CudaRunner:
     @property
     def result(self) -> Any:
         return self._kept["result"]
+
+
+def _check_device(device: Any) -> Any:
+    """Raise ValueError if the device of an array is not there any more."""
+    import cupy
+
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ValueError(f"the parameters are on {device}, but no CUDA device answers any more: {error}") from error
+    if device.id >= count:
+        raise ValueError(f"the parameters are on {device}, which is gone: there are {count} devices; move them with cupy.asarray")
+    return device
 
 
 def _chunks(sizes: np.ndarray, chunk: int) -> np.ndarray:

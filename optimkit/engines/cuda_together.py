@@ -50,6 +50,7 @@ class CudaTogether:
     def reduce(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """Run all passes that read, and everything that follows from them."""
         alone = len(active) == 1
+        self._forget_absent(active)
         for runner, own in zip(active, tables, strict=True):
             with _on(runner) as stream:
                 runner.begin(own, stream, alone)
@@ -66,6 +67,15 @@ class CudaTogether:
             for runner in active:
                 with _on(runner) as stream:
                     runner.finish(number, stream)
+            self._exchange()
+
+    def _forget_absent(self, active: Sequence[Any]) -> None:
+        """Buckets that take no part any more add nothing to the totals."""
+        absent = [runner for runner in self.runners if runner.contributes and runner not in active]
+        for runner in absent:
+            with _on(runner):
+                runner.clear_contributions()
+        if absent:
             self._exchange()
 
     def _reduce_alone(self, runner: Any) -> None:
