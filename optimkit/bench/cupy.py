@@ -1,0 +1,224 @@
+"""The benchmark on a GPU: optimkit on CuPy arrays, and what else people run there, timed by CUDA events.
+
+    python -m optimkit bench --backend cupy
+
+Compared are plain CuPy expressions, `cupy.fuse` and an `ElementwiseKernel` for each parameter, torch's
+fused optimizers where torch has CUDA, and a device-to-device copy of as many bytes as a step moves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import optimkit
+from optimkit.bench import report
+from optimkit.bench.contestants import (
+    FUSED,
+    OPTIMKIT,
+    Contestant,
+    Data,
+    bytes_per_element,
+    expressions_contestant,
+    make_data,
+    optimkit_contestant,
+    plan_of,
+    torch_contestant,
+    torch_problem,
+)
+from optimkit.bench.measure import LEAST, Timer, compare, no_garbage_collection, run_rounds
+from optimkit.bench.options import Options
+from optimkit.bench.run import Unavailable, progress
+from optimkit.bench.shapes import FULL, QUICK
+from optimkit.bench.targets import judge_device
+from optimkit.bench.workloads import KERNELS, LR, WORKLOADS, by_hand, corrections
+from optimkit.diagnosis import LIBRARY, cuda_problem, find_cuda
+from optimkit.engines.choose import choose
+
+EXPRESSIONS, FUSE, KERNEL, COPY = "CuPy expressions", "cupy.fuse", "ElementwiseKernel", "copy"
+EMULATED = "The device is emulated on the CPU: launches and results count, times mean nothing."
+OTHERS = (FUSED, KERNEL, FUSE, EXPRESSIONS)
+COLUMNS = (("of a copy", "share"), ("host", "host_text"))
+
+
+def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
+    """Everything that the options ask for, shown as it is found.
+
+    Raises
+    ------
+    Unavailable
+        If there is no CuPy, no driver or no device; says what is missing and how to get it.
+    """
+    cuda = find_cuda()
+    problem = cuda_problem(cuda)
+    if problem is not None:
+        raise Unavailable(f"--backend cupy: {problem.what}\n  {problem.remedy}")
+    import cupy
+
+    device = cuda.devices[cupy.cuda.Device().id]
+    torch = torch_problem("cuda")
+    found: dict[str, Any] = {"device": device, "driver": cuda.driver, "torch": {"problem": torch}, "cells": [], "extras": None}
+    found["engine"] = choose("cupy", str(device["number"]), None).name
+    show(_head(options, device, found["engine"], torch))
+    for workload in options.workloads:
+        own = [measure_cell(cupy, options, workload, shape, not torch) for shape in options.shapes]
+        found["cells"] += own
+        progress("")
+        show(report.cells(own, [name for name in OTHERS if name in own[0]["seconds"]], COLUMNS))
+        show(report.launches(own))
+    judged = judge_device(found)
+    found["targets"] = [{**asdict(each), "holds": each.holds} for each in judged]
+    show(report.targets(judged))
+    if device["emulated"]:
+        show(EMULATED)
+    return found
+
+
+def _head(options: Options, device: dict[str, Any], engine: str, torch: str) -> str:
+    other = f"no torch ({torch})" if torch else f"torch {sys.modules['torch'].__version__}"
+    lines = [
+        f"optimkit bench: {options.dtype}, {device['name']}, engine {engine}, {other}",
+        f"{options.rounds} interleaved rounds, timed by CUDA events. {report.RATIOS}",
+        "host: what a step takes in Python, when it finds an idle device.",
+    ]
+    if device["emulated"]:
+        lines.append(EMULATED)
+    if options.quick:
+        lines.append(report.QUICK)
+    return "\n".join(lines) + "\n"
+
+
+def measure_cell(cupy: Any, options: Options, workload: str, shape: str, torch: bool) -> dict[str, Any]:
+    """One update on one list of shapes, by everybody."""
+    shapes, tail = (QUICK if options.quick else FULL)[shape], WORKLOADS[workload].tail
+    progress(f"{WORKLOADS[workload].title}, {shapes.title} ...")
+    data, plan = make_data(shapes, options.dtype), plan_of(workload, options.dtype)
+    read, written = bytes_per_element(plan, options.dtype, tail)
+    traffic = (read + written) * shapes.elements
+    own = optimkit_contestant(workload, data, cupy.array)
+    contestants = [own, copy_contestant(cupy, traffic), *cupy_contestants(cupy, workload, data)]
+    if torch:
+        contestants.append(torch_contestant(workload, data, "fused", "cuda"))
+    least = 1e-6 if options.quick else LEAST
+    taken = run_rounds(contestants, options.rounds, options.dtype, event_timer(cupy), least)
+    host = host_seconds(cupy, own, options.rounds)
+    cell = {
+        "workload": workload,
+        "shape": shape,
+        "title": shapes.title,
+        "parameters": len(shapes.shapes),
+        "elements": shapes.elements,
+        "bytes_read": read,
+        "bytes_written": written,
+        "stages": len(plan.stages),
+        "gb_per_s": traffic / median(taken[OPTIMKIT]) / 1e9,
+        "share": f"{compare(taken[COPY], taken[OPTIMKIT]).median:.0%}",
+        "ratios": {name: compare(times, taken[OPTIMKIT])._asdict() for name, times in taken.items() if name in OTHERS},
+        "launches": {each.name: count_launches(cupy, each) for each in contestants if each.name != COPY},
+        "host_seconds": host,
+        "host_text": report.seconds(host),
+        "seconds": taken,
+    }
+    contestants.clear()
+    cupy.get_default_memory_pool().free_all_blocks()
+    return cell
+
+
+def cupy_contestants(cupy: Any, name: str, data: Data) -> list[Contestant]:
+    """What people write: an ElementwiseKernel, a fused function, or plain expressions, for each parameter."""
+    inputs, outputs, body = KERNELS[name]
+    kernel = cupy.ElementwiseKernel(inputs, outputs, body, f"by_hand_{name}")
+    real = np.dtype(data[0][0].dtype).type
+
+    def elementwise(w: Any, g: Any, slots: Any, t: int) -> None:
+        first, root = corrections(t)
+        scalars = () if name == "sgd" else (real(LR / first), real(root))
+        kernel(g, *scalars, w, *slots)
+
+    def update(w: Any, g: Any, *rest: Any) -> None:
+        by_hand(name, cupy, w, g, rest[: WORKLOADS[name].slots], rest[WORKLOADS[name].slots :])
+
+    fused = cupy.fuse(kernel_name=f"fused_{name}")(update)
+
+    def fuse(w: Any, g: Any, slots: Any, t: int) -> None:
+        fused(w, g, *slots, *(() if name == "sgd" else map(real, corrections(t))))
+
+    return [
+        expressions_contestant(name, data, cupy, KERNEL, elementwise),
+        expressions_contestant(name, data, cupy, FUSE, fuse),
+        expressions_contestant(name, data, cupy, EXPRESSIONS),
+    ]
+
+
+def copy_contestant(cupy: Any, traffic: int) -> Contestant:
+    """A copy on the device that reads and writes as many bytes as a step, together."""
+    source, target = cupy.ones(traffic // 2, cupy.uint8), cupy.empty(traffic // 2, cupy.uint8)
+
+    def copy() -> None:
+        target.data.copy_from_device_async(source.data, source.nbytes, cupy.cuda.get_current_stream())
+
+    return Contestant(COPY, copy)
+
+
+def event_timer(cupy: Any) -> Timer:
+    """Seconds per step between two events of the current stream; filling the gradients again does not count."""
+
+    def timer(contestant: Contestant, steps: int) -> float:
+        step, refill, pairs = contestant.step, contestant.refill, []
+        for _ in range(steps if refill else 1):
+            start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+            if refill:
+                refill()
+            start.record()
+            for _ in range(1 if refill else steps):
+                step()
+            stop.record()
+            pairs.append((start, stop))
+        pairs[-1][1].synchronize()
+        return sum(cupy.cuda.get_elapsed_time(*pair) for pair in pairs) / 1e3 / steps  # type: ignore[no-any-return]
+
+    return timer
+
+
+def host_seconds(cupy: Any, contestant: Contestant, rounds: int) -> float:
+    """What a step takes in Python: the median of single steps that find an idle device."""
+    taken = []
+    with no_garbage_collection():
+        for _ in range(max(rounds, 3)):
+            cupy.cuda.get_current_stream().synchronize()
+            start = time.perf_counter()
+            contestant.step()
+            taken.append(time.perf_counter() - start)
+    return median(taken)
+
+
+def count_launches(cupy: Any, contestant: Contestant) -> int | None:
+    """Launches in a warm step: optimkit's own count; of others the nodes of a graph that captured it. None where that fails."""
+    if contestant.optimizer is not None:
+        before = optimkit.counters.launches
+        contestant.step()
+        return optimkit.counters.launches - before or None
+    try:
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            contestant.step()  # fills the stream's memory pool: nothing may be allocated while capturing
+            stream.synchronize()
+            stream.begin_capture()
+            try:
+                contestant.step()
+            finally:
+                graph = stream.end_capture()
+        count = ctypes.c_size_t()
+        driver = ctypes.CDLL(LIBRARY)
+        if driver.cuGraphGetNodes(ctypes.c_void_p(graph.graph), None, ctypes.byref(count)):
+            return None
+        return count.value
+    except Exception:  # a step that can't be captured, a driver that does not know graphs
+        return None

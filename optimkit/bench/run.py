@@ -1,0 +1,63 @@
+"""The entry: run a benchmark, print it, and write its numbers to a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import optimkit
+from optimkit import info
+from optimkit.bench.options import Options
+from optimkit.engines import cache
+
+
+class Unavailable(Exception):
+    """The benchmark can't run on this machine; says why and what to do."""
+
+
+def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run a benchmark.
+
+    Parameters
+    ----------
+    options : Options
+    show : function of str
+        Takes the report, piece by piece, as it is measured.
+
+    Returns
+    -------
+    dict
+        All numbers, as `--json` writes them.
+
+    Raises
+    ------
+    Unavailable
+        If there is no device to measure on.
+    RuntimeError
+        If contestants do not compute the same.
+    OSError
+        If the file can't be written; all was shown by then.
+    """
+    if options.backend == "cupy":
+        from optimkit.bench.cupy import measure
+    else:
+        from optimkit.bench.cpu import measure
+    found = {
+        "optimkit": optimkit.__version__,
+        "machine": info.machine(),
+        "options": {key: value for key, value in vars(options).items() if key != "json"},
+        **measure(options, show),
+    }
+    if options.json is not None:
+        if not cache.write_atomically(options.json, json.dumps(found, indent=1).encode()):
+            raise OSError(f"--json {options.json} could not be written")
+        show(f"All numbers are in {options.json}")
+    return found
+
+
+def progress(text: str) -> None:
+    """Say what is being measured, where somebody looks on."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

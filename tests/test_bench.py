@@ -1,0 +1,338 @@
+"""The benchmark: that everybody computes the same, that ratios are taken as promised, and that each part runs. No times."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from optimkit.bench import contestants, cpu, cupy, floor, fresh, measure, report, targets, warm
+from optimkit.bench.contestants import BY_HAND, FLOOR, FOREACH, FUSED, OPTIMKIT, Contestant
+from optimkit.bench.options import Options
+from optimkit.bench.shapes import FULL, QUICK, Shapes
+from optimkit.bench.workloads import WORKLOADS
+from optimkit.cli import main
+from optimkit.diagnosis import cuda_problem, find_cuda
+from optimkit.engines import threads
+
+TORCH = contestants.torch_problem()
+NO_DEVICE = cuda_problem(find_cuda())
+SMALL = Shapes("two", ((7, 5), (3,)))
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+
+
+def test_shapes_are_those_of_the_papers():
+    assert (len(FULL["resnet"].shapes), FULL["resnet"].elements) == (161, 25_557_032)
+    assert FULL["resnet"].shapes[:4] == ((64, 3, 7, 7), (64,), (64,), (64, 64, 1, 1))
+    assert {name: (len(each.shapes), each.elements) for name, each in FULL.items() if name != "resnet"} == {
+        "large": (1, 20_000_000),
+        "small": (1000, 2_080_000),
+        "mlp": (4, 101_770),
+    }
+
+
+def test_a_ratio_is_the_median_of_the_rounds():
+    ratio = measure.compare([2.0, 30.0, 8.0], [1.0, 10.0, 1.0])  # the ratio of the medians would be 8
+    assert ratio == (3.0, 2.0, 8.0)
+    assert str(ratio) == "3.00x (2.00..8.00)"
+
+
+def test_rounds_are_interleaved():
+    """Each takes its turn once in a round, the first one changes, and what is short is repeated."""
+    calls = []
+    seconds = {"a": 0.004, "b": 1.0, "c": 0.5}
+
+    def timer(contestant, steps):
+        calls.append((contestant.name, steps))
+        return seconds[contestant.name]
+
+    taken = measure.run_rounds([Contestant(name, lambda: None) for name in "abc"], 3, "float32", timer, least=0.04)
+    assert taken == {name: [value] * 3 for name, value in seconds.items()}
+    assert calls[:6] == [(name, steps) for name in "abc" for steps in (2, 1)]
+    timed = [call for call in calls[6:] if call != ("a", 1)]
+    assert timed == [("a", 10), ("b", 1), ("c", 1), ("b", 1), ("c", 1), ("a", 10), ("c", 1), ("a", 10), ("b", 1)]
+
+
+@pytest.mark.parametrize("refilled", [False, True])
+def test_filling_gradients_again_is_not_timed(refilled):
+    now = [0.0]
+
+    def advance(by):
+        now[0] += by
+
+    contestant = Contestant("x", lambda: advance(1.0), (lambda: advance(100.0)) if refilled else None)
+    assert measure.time_on_host(contestant, 4, clock=lambda: now[0]) == 1.0
+    assert now[0] == 4.0 + 400.0 * refilled
+
+
+def everybody(name, dtype):
+    data = contestants.make_data(SMALL, dtype)
+    found = [contestants.optimkit_contestant(name, data), contestants.expressions_contestant(name, data)]
+    return found + ([] if TORCH else [contestants.torch_contestant(name, data, kind) for kind in ("fused", "foreach")])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_everybody_computes_the_same(name, dtype):
+    found = everybody(name, dtype)
+    for each in found:
+        for _ in range(3):
+            if each.refill:
+                each.refill()
+            each.step()
+    contestants.check_same(found, dtype)
+    moved = np.abs(found[0].weights()[0] - contestants.make_data(SMALL, dtype)[0][0]).max()
+    assert moved > 10 * {"float32": 1e-4, "float64": 1e-6}[dtype]  # what the comparison tolerates
+
+
+def test_a_tail_that_is_not_refilled_has_no_gradients():
+    for each in everybody("tail", "float64"):
+        each.step()
+        before = [np.array(contestants.to_numpy(w)) for w in each.weights()]
+        each.step()
+        first = [np.array(contestants.to_numpy(w)) for w in each.weights()]
+        each.refill()
+        each.step()
+        second = [contestants.to_numpy(w) for w in each.weights()]
+        decayed = np.abs(first[1] - before[1]).max()
+        assert np.abs(second[1] - first[1]).max() > 1.2 * decayed, each.name
+
+
+def test_nobody_may_compute_something_else():
+    def holding(name, value):
+        return Contestant(name, lambda: None, weights=lambda: [np.full(3, value)])
+
+    with pytest.raises(RuntimeError, match=r"b computes something else than a: parameter 0 differs by 0\.1"):
+        contestants.check_same([holding("a", 1.0), holding("b", 1.1)], "float32")
+    with pytest.raises(RuntimeError, match="differs by nan"):
+        contestants.check_same([holding("a", 1.0), holding("b", np.nan)], "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"), [("sgd", "float32", (12, 8)), ("adam", "float32", (16, 12)), ("tail", "float64", (40, 32))]
+)
+def test_bytes_per_element(name, dtype, expected):
+    assert contestants.bytes_per_element(contestants.plan_of(name, dtype), dtype, WORKLOADS[name].tail) == expected
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("size", [1, 100_003, floor.SMALL + 1])
+def test_the_floor_reads_and_writes_everything(monkeypatch, compiled, size):
+    monkeypatch.setattr(threads, "_threads", 2)
+    if not compiled:
+        monkeypatch.setattr(floor, "numba_problem", lambda: "left out")
+    arrays = {key: np.arange(size, dtype=np.float32) % 1000 + number for number, key in enumerate("wgmv")}
+    before = {key: array.copy() for key, array in arrays.items()}
+    floor.Pass(arrays, "wgmv", "wmv", "g")()
+    assert np.array_equal(arrays["w"], before["m"] + before["g"])
+    assert np.array_equal(arrays["m"], before["v"])
+    assert np.array_equal(arrays["v"], before["w"])
+    assert not arrays["g"].any()
+    floor.Pass(arrays, "wm", "w")()
+    assert np.array_equal(arrays["w"], before["m"] + before["g"] + before["v"])
+
+
+def test_a_reading_pass_reads_all(monkeypatch):
+    monkeypatch.setattr(threads, "_threads", 1)
+    bits = np.zeros(3000, np.float32)
+    one = floor.Pass({"g": bits}, "g", "")
+    for place in (0, 1234, 2999):
+        bits[:] = 0.0
+        one()
+        assert one.sink[0] == 0
+        bits[place] = 1.0
+        one()
+        assert one.sink[0] != 0
+
+
+def test_the_floor_of_a_step_has_its_passes():
+    plan = contestants.plan_of("tail", "float32")
+    made = []
+    original = floor.Pass
+
+    def remember(*arguments):
+        made.append(original(*arguments))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floor, "Pass", remember)
+        floor.floor_contestant(plan, 100, "float32", True).step()
+    assert [(len(each.reads), len(each.writes), len(each.zeroed)) for each in made] == [(1, 0, 0), (4, 3, 1)]
+
+
+def test_allocations_of_a_step_are_seen():
+    assert warm.allocated(Contestant("x", lambda: np.ones(500_000))) >= 4_000_000
+    own = contestants.optimkit_contestant("adam", contestants.make_data(Shapes("one", ((300_000,),)), "float32"))
+    assert warm.allocated(own) < 100_000
+
+
+def test_replaced_gradients_are_other_arrays(monkeypatch):
+    """A step takes 1 s, and 3 us more for each array that is not that of the step before."""
+    now, last = [0.0], {}
+
+    class Optimizer:
+        def step(self, grads):
+            now[0] += 1.0 + 3e-6 * sum(last.get(place) is not g for place, g in enumerate(grads))
+            last.update(enumerate(grads))
+
+    monkeypatch.setitem(WORKLOADS, "adam", SimpleNamespace(optimizer=lambda params: Optimizer()))
+    costs = warm.replaced_gradients("adam", SMALL, "float32", 2, clock=lambda: now[0])
+    assert costs == pytest.approx([3e-6, 3e-6], rel=1e-3)
+
+
+def test_first_steps_start_cold_and_find_the_cache():
+    found = fresh.measure_first_step("sgd", "float32", 1)
+    assert found.compiles >= 1
+    assert found.cached_compiles == 0
+
+
+def test_imports_are_fresh():
+    found = fresh.measure_imports(1)
+    assert found.heavy == ()
+    assert found.ratio.median == found.optimkit / found.numpy
+
+
+def test_a_process_that_fails_tells_why():
+    with pytest.raises(RuntimeError, match=r"failed with 1:(.|\n)*ZeroDivisionError"):
+        fresh.run_python("1 / 0")
+
+
+def cell(name, shape, fused=2.0, over_floor=1.1, **more):
+    ratios = {FUSED: {"median": fused, "low": fused, "high": fused}}
+    return {"workload": name, "shape": shape, "ratios": ratios, "over_floor": {"median": over_floor}, "allocated": 5000, **more}
+
+
+def judged(options, found):
+    return {each.text: each.holds for each in targets.judge(options, found)}
+
+
+def test_targets():
+    extras = {
+        "imports": {"ratio": {"median": 1.6}},
+        "first_steps": [{"cold": 1.0, "cached": 0.9}, {"cold": 2.6, "cached": 0.5}],
+        "replaced": {"seconds": [1e-6, 1.5e-6, 9e-6]},
+    }
+    cells = [
+        cell("adam", "large", 1.14),
+        cell("adam", "mlp", 2.0),
+        cell("tail", "resnet", over_floor=1.31),
+        cell("sgd", "large"),
+    ]
+    found = {"cells": cells, "extras": extras, "torch": {"problem": ""}}
+    assert judged(Options(threads=2), found) == {
+        "torch's fused Adam over optimkit's, large": False,
+        "torch's fused Adam over optimkit's, resnet": None,
+        "torch's fused Adam over optimkit's, small": None,
+        "torch's fused Adam over optimkit's, mlp": True,
+        "Adam over its memory traffic, large": True,
+        "Adam over its memory traffic, resnet": None,
+        "clip + AdamW + zeroing over its memory traffic, large": None,
+        "clip + AdamW + zeroing over its memory traffic, resnet": False,
+        "allocated in a warm step": True,
+        "import optimkit over import numpy": False,
+        "first step, cold": False,
+        "first step, from cache": True,
+        "a replaced gradient, per parameter": True,
+    }
+    for options in (Options(threads=1), Options(threads=2, quick=True), Options(threads=2, dtype="float64")):
+        assert set(judged(options, found).values()) == {None}
+    without = {"cells": [{**cells[0], "ratios": {}}], "extras": None, "torch": {"problem": "no torch here"}}
+    text = report.targets(targets.judge(Options(threads=2), without))
+    assert "large: >= 1.15x: not measured, no torch here" in text
+    assert "first step, cold: <= 2.5 s: not measured, left out by --only" in text
+    assert "holds Adam over its memory traffic, large: <= 1.25x: 1.1x" in text
+
+
+def test_targets_of_a_device():
+    cells = [cell("adam", "small", stages=1, launches={OPTIMKIT: 2}), cell("tail", "mlp", stages=2, launches={OPTIMKIT: 3})]
+    found = targets.judge_device(
+        {"cells": [*cells, cell("sgd", "mlp", stages=1, launches={OPTIMKIT: None})], "engine": "eager"}
+    )
+    assert [each.holds for each in found] == [False, True, None]
+
+
+def test_only_names_parts():
+    full = Options.read()
+    assert (full.workloads, full.shapes, full.extras) == (tuple(WORKLOADS), tuple(FULL), True)
+    some = Options.read(only="mlp, Adam,large")
+    assert (some.workloads, some.shapes, some.extras) == (("adam",), ("large", "mlp"), False)
+    assert Options.read(only="extras").workloads == ()
+    assert Options.read(only="tail,extras").shapes == tuple(FULL)
+    assert Options.read(only="tail,extras").extras
+
+
+def test_a_quick_run(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    arguments = [
+        "--quick",
+        "--only",
+        "adam,tail,mlp",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--dtype",
+        "float64",
+        "--json",
+        str(file),
+    ]
+    before = threads.get_num_threads()
+    assert main(["bench", *arguments]) == 0
+    assert threads.get_num_threads() == before
+    text = capsys.readouterr().out
+    for words in (
+        "float64, 1 thread,",
+        "Adam: 32 bytes read and 24 written",
+        QUICK["mlp"].title,
+        BY_HAND,
+        "not measured, --quick",
+    ):
+        assert words in text
+    found = json.loads(file.read_text())
+    assert found["options"]["workloads"] == ["adam", "tail"]
+    assert found["machine"]["packages"]["numpy"] == np.__version__
+    others = {BY_HAND} if TORCH else {BY_HAND, FUSED, FOREACH}
+    for each in found["cells"]:
+        seconds = each["seconds"]
+        assert set(seconds) == {OPTIMKIT, FLOOR, *others}
+        assert all(len(taken) == 2 and min(taken) > 0 for taken in seconds.values())
+        for name in others:
+            assert each["ratios"][name] == measure.compare(seconds[name], seconds[OPTIMKIT])._asdict()
+        assert each["over_floor"] == measure.compare(seconds[OPTIMKIT], seconds[FLOOR])._asdict()
+
+
+def test_a_run_without_torch_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "torch_problem", lambda: "torch can't be imported; pip install torch")
+    assert main(["bench", "--quick", "--only", "sgd,mlp", "--rounds", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "no torch (torch can't be imported; pip install torch)" in text
+    assert FUSED not in text
+
+
+def test_a_file_that_can_not_be_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("optimkit.bench.cpu.measure", lambda options, show: {})
+    monkeypatch.setattr("optimkit.bench.run.cache.write_atomically", lambda path, content: False)
+    assert main(["bench", "--quick", "--json", str(tmp_path / "b.json")]) == 1
+    assert "could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(NO_DEVICE is not None, reason=f"the benchmark on CuPy arrays: {NO_DEVICE and NO_DEVICE.what}")
+def test_a_quick_run_on_a_device(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    assert main(["bench", "--backend", "cupy", "--quick", "--only", "adam,tail,mlp", "--rounds", "1", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert ("emulated on the CPU" in text) == found["device"]["emulated"]
+    adam, tail = found["cells"]
+    for each in (adam, tail):
+        assert {OPTIMKIT, cupy.COPY, cupy.KERNEL, cupy.FUSE, cupy.EXPRESSIONS} <= set(each["seconds"])
+    assert adam["launches"] == {OPTIMKIT: 1, cupy.KERNEL: 4, cupy.FUSE: 4, cupy.EXPRESSIONS: 52, **_torch(adam)}
+    assert tail["launches"][OPTIMKIT] <= 3
+
+
+def _torch(cell):
+    return {name: count for name, count in cell["launches"].items() if name == FUSED}
