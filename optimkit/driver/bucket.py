@@ -6,7 +6,7 @@ are rows of the scalar table, one for each distinct (group, t).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Bucket:
         self.values: dict[Node, Any] = {}
         self._sorted = False
         self.device: Any = None  # the DeviceSteps that it takes part in
+        self._number_of = {place: number for number, place in enumerate(places)}
+        self._lent: list[Member] = []  # members that hold a gradient, until the step ends
 
     @property
     def on_device(self) -> bool:
@@ -56,32 +58,59 @@ class Bucket:
         slots: dict[Hashable, Any] = {("slot", *key, "element"): entry.slots[key] for key in keys}
         return Member(entry.name, entry.layout.apply(entry.view), slots, entry.param.size)
 
-    @property
-    def any_active(self) -> bool:
-        return self.n_active > 0
+    def lend(self, views: Mapping[int, Any], shifts: np.ndarray, apart: Collection[int]) -> None:
+        """Lend the engine the gradients that it has not seen, by place; the others moved by so many bytes.
 
-    def set_gradient(self, number: int, gradient: Any) -> None:
-        """Give one member its gradient, already checked, in the weight's shape; None for none."""
-        member, entry = self.members[number], self.entries[number]
-        member.gradient = None if gradient is None else entry.layout.apply(gradient)
-        if self.active[number] != (gradient is not None):
-            self.active[number] = gradient is not None
-            self.n_active += 1 if gradient is not None else -1
-            self._sorted = False
+        They are checked, in the weight's shape, None for none. Those `apart` share memory: no pass may zero them.
+        """
+        if self.runner.keeps_addresses:
+            self.runner.gradients_moved(shifts[self.places])
+        numbers = []
+        for place, view in views.items():
+            number = self._number_of.get(place)
+            if number is None:
+                continue
+            numbers.append(number)
+            self._lend(number, view)
+            self.members[number].zero_in_pass = place not in apart
+            if self.active[number] != (view is not None):
+                self.active[number] = view is not None
+                self.n_active += 1 if view is not None else -1
+                self._sorted = False
+        self.runner.members_changed(numbers)
 
-    def adopt(self, number: int) -> None:
-        """The entry's weight is another array of the same memory order."""
-        self.members[number].weight = self.entries[number].layout.apply(self.entries[number].view)
+    def lend_all(self, values: Sequence[Any]) -> None:
+        """Lend all gradients, to an engine that keeps no addresses."""
+        for number, place in enumerate(self.places.tolist()):
+            if self.members[number].gradient is None and values[place] is not None:
+                self._lend(number, arrays.view(values[place]))
+
+    def _lend(self, number: int, view: Any) -> None:
+        member = self.members[number]
+        member.gradient = None if view is None else self.entries[number].layout.apply(view)
+        self._lent.append(member)
+
+    def take_back(self) -> None:
+        """The step is over: hold no gradient any more."""
+        for member in self._lent:
+            member.gradient = None
+        self._lent.clear()
+
+    def adopt(self, place: int) -> None:
+        """A weight is another array of the same memory order. The engine is told with its gradient, in the same step."""
+        number = self._number_of.get(place)
+        if number is not None:
+            self.members[number].weight = self.entries[number].layout.apply(self.entries[number].view)
 
     def fill_rows(self, value: Callable[[Group, Hashable], float]) -> None:
         """Compute the host values of this step: one row per distinct (group, t)."""
         tables, plan = self.tables, self.plan
         if not self._sorted:
-            pairs = np.stack([self.group_of, self.t * (not self.counts_on_device)], axis=1)
-            pairs[~self.active] = pairs[self.active][0]  # their row is not read, but must exist
-            classes, row_of = np.unique(pairs, axis=0, return_inverse=True)
-            self.classes = [(int(g), int(t)) for g, t in classes]
-            tables.row_of = row_of.reshape(-1).astype(np.int64)
+            pairs = self.t * (len(self.groups) * (not self.counts_on_device)) + self.group_of
+            pairs[~self.active] = pairs[np.argmax(self.active)]  # their row is not read, but must exist
+            classes, row_of = np.unique(pairs, return_inverse=True)
+            self.classes = [(pair % len(self.groups), pair // len(self.groups)) for pair in classes.tolist()]
+            tables.row_of = row_of.astype(np.int64)
             tables.rows = np.zeros((len(classes), len(plan.hosts)))
             tables.row_of_changed, self._sorted = True, True
         tables.rows_changed = True
@@ -162,10 +191,7 @@ class Bucket:
     def count_up(self) -> None:
         """The step was applied: one more update for each parameter that took part."""
         self.t += self.active
-        if self.n_active == len(self.entries):
-            self.classes = [(group, t + 1) for group, t in self.classes]
-        else:
-            self._sorted = False
+        self.classes = [(group, t + 1) for group, t in self.classes]
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""

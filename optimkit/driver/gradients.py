@@ -1,71 +1,75 @@
-"""Gradients of a step: found, and checked where they were replaced.
+"""Gradients of a step: found, and checked where they are not what they were.
 
-Nothing here keeps an array alive: what was seen last is remembered by weak references.
+Nothing here keeps an array alive: what was seen is remembered as a look and an address (`looks`). A step asks
+
+    values = gradients.collect(grads)            # by parameter, None for none
+    views = gradients.check(values, zero_grad)   # what engines have not seen yet
+    ... hand them over ...
+    gradients.settle()
+
+and what raises in between is looked at anew in the next step.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
-from operator import call, is_
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from optimkit import arrays
+from optimkit.driver import overlaps
 from optimkit.driver.entries import Entry
-from optimkit.params import Tree, gradient_of, match_gradients
-
-
-def _nothing() -> None:
-    return None
+from optimkit.driver.looks import UNSEEN, Looks, MakeCompiled
+from optimkit.driver.spans import Spans
+from optimkit.engines.runner import counters
+from optimkit.params import Param, Tree, check_gradient, match_gradients
 
 
 class Gradients:
     """The gradients of the entries of an optimizer, step by step.
 
-    `values` are those of the current step, by entry; cleared when the step is over.
+    `apart` are the places of gradients that share memory, which no pass may zero while it reads.
     """
 
     def __init__(self, entries: Sequence[Entry], roots: Sequence[Tree], ever: bool = False) -> None:
         self.entries, self.roots = list(entries), list(roots)
-        self.seen: list[Callable[[], Any]] = [lambda: self] * len(self.entries)  # equal to no gradient
-        self.ever = ever
-        self._keys = self._flat_keys()
+        self.ever, self.passed = ever, False
+        self.settled = False
+        self.make: MakeCompiled | None = None  # compares in compiled code, where all arrays are NumPy's
+        self.frozen: list[int] | None = None
+        self.apart: frozenset[int] = frozenset()
+        self.spans = Spans(self.entries)
+        self.looks = Looks(self.spans)
+        self._holders = [
+            place for place, entry in enumerate(entries) if not isinstance(entry.anchor, Param | np.ndarray)
+        ]
+        self._shapes = _shapes(self.entries, self.roots)
+        self._plain: set[type] = {type(None), np.ndarray}
 
-    def _flat_keys(self) -> list[Any] | None:
-        """The keys of a flat dict, or the places of a flat list, in the order of the entries; else None."""
-        if len(self.roots) != 1 or self.roots[0].kind not in ("dict", "list"):
-            return None
-        branches = self.roots[0].branches
-        return list(branches) if all(branch.kind == "leaf" for branch in branches.values()) else None
+    # ---- what there is
 
-    def collect(self, grads: Any) -> tuple[list[Any], list[int]]:
-        """The gradients by entry (None for none), and which of them were replaced since the last step."""
+    def collect(self, grads: Any) -> list[Any]:
+        """The gradients by entry, None for none.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If they do not mirror the parameters, or there never were any.
+        """
+        self.passed = grads is not None
         values = self._own() if grads is None else self._passed(grads)
-        for number, entry in enumerate(self.entries):
-            if entry.frozen:
-                values[number] = None
-        if all(map(is_, map(call, self.seen), values)):
-            return values, []
-        return values, [number for number, value in enumerate(values) if self.seen[number]() is not value]
-
-    def remember(self, number: int, gradient: Any) -> None:
-        """This gradient was checked; the same object needs no check again."""
-        if gradient is None:
-            self.seen[number] = _nothing
-            return
-        try:
-            self.seen[number] = weakref.ref(gradient, partial(self._died, number))
-        except TypeError:  # a library whose arrays know no weak references: checked each step
-            self.seen[number] = lambda: self
-
-    def _died(self, number: int, reference: Callable[[], Any]) -> None:
-        """A gradient is gone; its dead reference would equal None, no gradient."""
-        if self.seen[number] is reference:
-            self.seen[number] = lambda: self
+        if self.frozen is None:
+            self.frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
+        for place in self.frozen:
+            values[place] = None
+        return values
 
     def _own(self) -> list[Any]:
-        values = [own_gradient(entry) for entry in self.entries]
+        values = [entry.param.grad for entry in self.entries]
+        for place in self._holders:
+            found = getattr(self.entries[place].anchor, "grad", None)
+            values[place] = values[place] if found is None else found
         self.ever = self.ever or any(value is not None for value in values)
         if not self.ever:
             raise TypeError(
@@ -76,17 +80,19 @@ class Gradients:
 
     def _passed(self, grads: Any) -> list[Any]:
         self.ever = True
-        keys = self._keys
-        if keys is not None and len(keys) == len(grads if isinstance(grads, dict | list | tuple) else ()):
-            try:
-                values = [grads[key] for key in keys]
-            except (KeyError, TypeError, IndexError):
-                values = None
-            if values is not None and all(value is None or arrays.is_plain(value) for value in values):
-                return values
+        values = _mirror(self._shapes, grads)
+        if values is not None and self._are_plain(values):
+            return values
         found: dict[str, Any] = {}
         self._match(grads, found)
         return [found.get(entry.name) for entry in self.entries]
+
+    def _are_plain(self, values: list[Any]) -> bool:
+        """Whether all are arrays, or None. That is a matter of their classes, which are few."""
+        unknown = set(map(type, values)) - self._plain
+        if unknown:
+            self._plain |= {type(x) for x in values if type(x) in unknown and arrays.is_array(x)}
+        return unknown <= self._plain
 
     def _match(self, grads: Any, found: dict[str, Any]) -> None:
         if len(self.roots) == 1:
@@ -103,7 +109,70 @@ class Gradients:
                 "or a dict by parameter name"
             )
         for root, group in zip(self.roots, grads, strict=True):
-            match_gradients(root, group["params"] if isinstance(group, dict) and "params" in group else group, found)
+            match_gradients(root, _of_group(group), found)
+
+    # ---- what is new
+
+    def replaced_weight(self, place: int) -> None:
+        """A weight is another array: its gradient, and what memory they share, is looked at anew."""
+        self.looks.keep(place, UNSEEN)
+        self.spans.keep_weight(place)
+
+    def check(self, values: list[Any], zero: bool, anew: bool) -> dict[int, Any]:
+        """The views, by place, of gradients that engines have not seen; the rest only moved.
+
+        `zero` says that they will be written, `anew` that engines have seen none. An array that shares memory with a
+        weight is copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient does not fit its weight, or weights share memory. Nothing is handed over.
+        """
+        compared = self.settled = self.settled and not anew
+        if compared and self.make is not None and self.looks.compiled is None:
+            self.looks.compile(self.make)
+        others = self.looks.compare(values) if compared else list(range(len(values)))
+        if zero:
+            self._check_writable(values, compared)
+        if not others and compared and not self.looks.moved:
+            return {}
+        views = {place: self._view(place, values[place]) for place in others}
+        self.settled = False
+        for place, view in views.items():
+            self.looks.keep(place, values[place], self.spans.keep_gradient(place, view))
+        if self.apart or self.looks.meet(compared and not others):
+            views = self._separate(values, views)
+        return views
+
+    def _view(self, place: int, value: Any) -> Any:
+        if value is None:
+            return None
+        counters.gradients_checked += 1
+        check_gradient(self.entries[place].name, self.entries[place].param, value)
+        return arrays.view(value)
+
+    def _check_writable(self, values: list[Any], compared: bool) -> None:
+        for place in self.looks.read_only(values, compared):
+            raise ValueError(
+                f"gradient of {self.entries[place].name!r} is read-only and can't be zeroed; pass a writable array, "
+                "or leave out zero_grad=True"
+            )
+
+    def _separate(self, values: list[Any], views: dict[int, Any]) -> dict[int, Any]:
+        """All views, where some may share memory: those that do so with a weight as copies."""
+        every = {place: views[place] if place in views else arrays.view(x) for place, x in enumerate(values) if x is not None}
+        copies, shared = overlaps.gradient_conflicts(self.entries, [every.get(place) for place in range(len(values))])
+        for place in copies:
+            every[place] = every[place].copy()
+            self.looks.keep(place, UNSEEN)
+        self.apart = frozenset(copies | shared)
+        return {**dict.fromkeys(range(len(values))), **every}
+
+    def settle(self) -> None:
+        """Engines have what `check` gave and know what moved."""
+        self.looks.settle()
+        self.settled = True
 
 
 def own_gradient(entry: Entry) -> Any:
@@ -112,32 +181,53 @@ def own_gradient(entry: Entry) -> Any:
     return entry.param.grad if found is None else found
 
 
-def check_gradient(entry: Entry, gradient: Any) -> Any:
-    """The view of a gradient that engines work on.
+def _of_group(group: Any) -> Any:
+    return group["params"] if isinstance(group, dict) and "params" in group else group
 
-    Raises
-    ------
-    TypeError
-        If it is no array, of another library, an integer, boolean or complex.
-    ValueError
-        If it has another shape, or lies on another device.
-    """
-    what, param = f"gradient of {entry.name!r}", entry.param
-    if not arrays.is_array(gradient):
-        raise TypeError(f"{what} is {arrays.describe(gradient)}, not an array")
-    if arrays.library(gradient) != param.library:
-        raise TypeError(
-            f"{what} is a {arrays.describe(gradient)}, its weight a {param.library} array; convert it to {param.library}"
-        )
-    if tuple(gradient.shape) != param.shape:
-        raise ValueError(
-            f"{what} has shape {tuple(gradient.shape)}, its weight {param.shape}; nothing is broadcast: reshape or sum it"
-        )
-    if arrays.device(gradient) != param.device:
-        raise ValueError(f"{what} is on {arrays.device(gradient)}, its weight on {param.device}; move it there")
-    if arrays.dtype_name(gradient) not in arrays.SUPPORTED:
-        raise TypeError(
-            f"{what} is {arrays.dtype_name(gradient)}; it must be real floating, one of {', '.join(arrays.SUPPORTED)}"
-        )
-    arrays.check_dtype(what, gradient)
-    return arrays.view(gradient)
+
+# A tree of parameters, prepared to read gradients that mirror it: (kind, keys, the shapes below or None, leaves).
+_Shape = tuple[str, Any, list[Any] | None, int]
+
+
+def _shapes(entries: Sequence[Entry], roots: Sequence[Tree]) -> list[_Shape] | None:
+    """The shapes of the roots; None where their leaves are not the entries, in order."""
+    leaves = [leaf.name for root in roots for leaf in root.leaves()]
+    return [_shape(root) for root in roots] if leaves == [entry.name for entry in entries] else None
+
+
+def _shape(tree: Tree) -> _Shape:
+    below = [_shape(branch) for branch in tree.branches.values()]
+    count = 1 if tree.kind == "leaf" else sum(shape[3] for shape in below)
+    return tree.kind, tree.branches.keys(), below if any(shape[0] != "leaf" for shape in below) else None, count
+
+
+def _mirror(shapes: list[_Shape] | None, grads: Any) -> list[Any] | None:
+    """The leaves of gradients that mirror the parameters plainly; None where they have to be matched one by one."""
+    values: list[Any] = []
+    if shapes is None:
+        return None
+    if len(shapes) == 1:
+        return values if _gather(shapes[0], grads, values) else None
+    if not isinstance(grads, list | tuple) or len(grads) != len(shapes):
+        return None
+    plain = all(_gather(shape, _of_group(group), values) for shape, group in zip(shapes, grads, strict=True))
+    return values if plain else None
+
+
+def _gather(shape: _Shape, grads: Any, values: list[Any]) -> bool:
+    kind, keys, below, count = shape
+    if grads is None:
+        values += [None] * count
+    elif kind == "leaf":
+        values.append(grads)
+    elif kind == "dict" and type(grads) is dict and grads.keys() <= keys:
+        if below is not None:
+            return all(_gather(each, grads.get(key), values) for key, each in zip(keys, below, strict=True))
+        values += map(grads.get, keys)
+    elif kind == "list" and isinstance(grads, list | tuple) and len(grads) == len(keys):
+        if below is not None:
+            return all(_gather(each, x, values) for x, each in zip(grads, below, strict=True))
+        values += grads
+    else:
+        return False
+    return True

@@ -18,15 +18,14 @@ from optimkit.driver import build, functional
 from optimkit.driver.bucket import Bucket
 from optimkit.driver.commit import deferred_interrupts
 from optimkit.driver.device import DeviceSteps
-from optimkit.driver.entries import Entry, Group
-from optimkit.driver.gradients import Gradients, check_gradient
+from optimkit.driver.entries import Group
+from optimkit.driver.gradients import Gradients
 from optimkit.driver.membership import Membership
-from optimkit.driver.overlaps import gradient_conflicts, zero
+from optimkit.driver.overlaps import zero
 from optimkit.driver.result import NonFiniteGradientError, StepResult
 from optimkit.driver.sources import Sources
 from optimkit.engines import canonical
-from optimkit.engines.choose import check_engine
-from optimkit.params import Tree
+from optimkit.engines.choose import check_engine, compiled_looks
 from optimkit.rule import Penalty, Transform
 
 POLICIES = ("allow", "raise", "skip")
@@ -93,7 +92,7 @@ class Optimizer(Membership, base=True):
         first = Group(values)
         self.__dict__.update(_links=links, _groups=[first], _entries=[], _roots=[], _count=0, _shared={})
         self.__dict__.update(_buckets=None, _versions=0, _lock=threading.RLock(), _gradients=None, _sources=None)
-        self.__dict__["_ever"] = False
+        self.__dict__.update(_ever=False, _stepping=False)
         self.validate(first.rule(type(self)))
         if params is not None:
             self.bind(params)
@@ -140,12 +139,21 @@ class Optimizer(Membership, base=True):
         """
         with self._lock:
             self._require_entries()
-            values = self._take_gradients(grads, zero_grad)
-            buckets = [bucket for bucket in self._ready() if bucket.any_active]
-            if not buckets:
+            if self._stepping:
+                raise RuntimeError(f"{type(self).__name__}.step() was called in its own step, by a schedule or a signal handler")
+            self.__dict__["_stepping"] = True
+            try:
+                self._adopt_changed()
+                values = self._gradients.collect(grads)
+                buckets = [bucket for bucket in self._lend(values, zero_grad) if bucket.n_active]
+                if buckets:
+                    return self._run(buckets, values, zero_grad)
                 self.__dict__["_count"] += 1
                 return StepResult(False, 0.0)
-            return self._run(buckets, values, zero_grad)
+            finally:
+                for bucket in self._buckets or ():
+                    bucket.take_back()
+                self.__dict__["_stepping"] = False
 
     def _run(self, buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
         for bucket in buckets:
@@ -166,7 +174,7 @@ class Optimizer(Membership, base=True):
             for bucket in buckets:
                 bucket.commit(zero_grad, self._shared)
         if zero_grad:
-            self._zero(values, self._conflicts)
+            self._zero(values, self._gradients.apart)
         return StepResult(True, norm)
 
     def _run_on_device(self, on_host: list[Bucket], buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
@@ -182,7 +190,7 @@ class Optimizer(Membership, base=True):
                 bucket.commit(zero_grad, self._shared)
             device.commit(buckets, zero_grad)
         if zero_grad:
-            self._zero(values, self._conflicts)
+            self._zero(values, self._gradients.apart)
         return device.result(buckets)
 
     def _reduce(self, buckets: list[Bucket]) -> None:
@@ -205,73 +213,56 @@ class Optimizer(Membership, base=True):
 
     def _ready(self) -> list[Bucket]:
         """The buckets, built anew where structure changed."""
-        versions = sum(link.__dict__.get("_version", 0) for link in self._links)
-        if self._buckets is None or versions != self._versions:
+        if self._buckets is None:
             buckets = self._build_buckets(self.engine)
             build.shared_slots(buckets, self._shared)
+            if self.capturable and not all(bucket.on_device for bucket in buckets):
+                raise ValueError("capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced to 'eager'")
             if any(bucket.on_device for bucket in buckets):
                 DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
-            self.__dict__.update(_buckets=buckets, _versions=versions)
-            self.__dict__["_place"] = {
-                int(place): (bucket, number) for bucket in buckets for number, place in enumerate(bucket.places)
-            }
-            for place in range(len(self._entries)):
-                self._hand_over(place, self._views[place])
+            self.__dict__["_buckets"] = buckets
+            self._gradients.make = compiled_looks([(bucket.entries[0].param.library, bucket.runner) for bucket in buckets])
         return self._buckets  # type: ignore[no-any-return]
 
     def _build_buckets(self, engine: str | None) -> list[Bucket]:
         check, device_count = self.nonfinite != "allow", self.nonfinite == "skip" or self.capturable
         return build.build_buckets(type(self), self._entries, self._links, self.maximize, check, engine, device_count)
 
-    def _take_gradients(self, grads: Any, zero_grad: bool) -> list[Any]:
-        """Adopt replaced weights, check replaced gradients, and hand both to the buckets."""
-        if self._gradients is None:
-            self.__dict__.update(
-                _gradients=Gradients(self._entries, self._roots, self._ever),
-                _sources=Sources(self._entries, self._roots),
-                _views=[None] * len(self._entries),
-                _conflicts=set(),
-            )
-        self._adopt_changed()
-        values, replaced = self._gradients.collect(grads)
-        if replaced:
-            self._accept(values, replaced)
-        return values  # type: ignore[no-any-return]
-
-    def _accept(self, values: list[Any], replaced: list[int]) -> None:
-        """Check gradients that were replaced, all of them before any is taken."""
-        views = {
-            place: None if values[place] is None else check_gradient(self._entries[place], values[place]) for place in replaced
-        }
-        for place, view in views.items():
-            self._views[place] = view
-        copies, shared = gradient_conflicts(self._entries, self._views)
-        known = self._buckets is not None
-        self.__dict__["_conflicts"] = copies | shared
-        for place in copies:
-            self._views[place] = self._views[place].copy()
-        for place in range(len(values)) if shared or copies else replaced:
-            if known:
-                self._hand_over(place, self._views[place])
-        for place in replaced:
-            if place not in copies:
-                self._gradients.remember(place, values[place])
-
-    def _hand_over(self, place: int, view: Any) -> None:
-        bucket, number = self._place[place]
-        bucket.set_gradient(number, view)
-        bucket.members[number].zero_in_pass = place not in self._conflicts
-        bucket.runner.members_changed([number])
-
     def _adopt_changed(self) -> None:
         """Adopt weights that stand in their containers now."""
-        for entry in self._sources.changed():
+        if self._gradients is None:
+            self.__dict__["_gradients"] = Gradients(self._entries, self._roots, self._ever)
+            self.__dict__["_sources"] = Sources(self._entries, self._roots)
+        changed = {id(entry) for entry in self._sources.changed()}
+        places = [place for place, entry in enumerate(self._entries) if id(entry) in changed] if changed else []
+        for place in places:
+            entry = self._entries[place]
             if entry.take_data():
                 self._relayout(entry)
-            elif self._buckets is not None:
-                bucket, number = self._place[self._entries.index(entry)]
-                bucket.adopt(number)
-                bucket.runner.members_changed([number])
+            for bucket in self._buckets or ():
+                bucket.adopt(place)
+        if self._gradients is None:
+            self._adopt_changed()
+        for place in places:
+            self._gradients.replaced_weight(place)
+
+    def _lend(self, values: list[Any], zero_grad: bool) -> list[Bucket]:
+        """Check the gradients, all of them before any is taken, and hand to the engines what they have not seen."""
+        gradients = self._gradients
+        versions = sum(link.__dict__.get("_version", 0) for link in self._links)
+        if versions != self._versions:
+            self.__dict__.update(_buckets=None, _versions=versions)
+        views = gradients.check(values, zero_grad, self._buckets is None)
+        buckets = self._ready()
+        if not gradients.settled:
+            shifts = gradients.looks.now - gradients.looks.before
+            for bucket in buckets:
+                bucket.lend(views, shifts, gradients.apart)
+            gradients.settle()
+        for bucket in buckets:
+            if not bucket.runner.keeps_addresses:
+                bucket.lend_all(values)
+        return buckets
 
     def _zero(self, values: list[Any], places: Iterable[int]) -> None:
         """Zero gradients outside of a pass: those that it could not, and all of them after a skipped step."""
@@ -356,6 +347,8 @@ def _check_options(self: Optimizer) -> tuple[Transform, ...]:
     for option in ("maximize", "capturable"):
         if not isinstance(getattr(self, option), bool):
             raise TypeError(f"{name}: {option} = {getattr(self, option)!r} must be True or False")
+    if self.capturable and self.nonfinite == "raise":
+        raise ValueError(f"{name}: nonfinite = 'raise' waits for the device, which a captured step can't; use 'skip' with capturable = True")
     if self.penalty is not None and not isinstance(self.penalty, Penalty):
         raise TypeError(f"{name}: penalty = {self.penalty!r} must be a Penalty, such as optimkit.L2(1e-4)")
     links = self.transforms if isinstance(self.transforms, list | tuple) else None

@@ -212,7 +212,7 @@ def _number_differences(optimizer: Any, saved: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-_TRANSIENT = ("_buckets", "_gradients", "_sources", "_lock", "_views", "_conflicts", "_place", "_versions")
+_TRANSIENT = ("_buckets", "_gradients", "_sources", "_lock", "_stepping", "_versions")
 
 
 def pack(optimizer: Any) -> dict[str, Any]:

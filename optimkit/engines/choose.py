@@ -7,6 +7,7 @@ cuda. Everything else: eager. `engine="eager"`, `"numba"` or `"cuda"` forces one
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -65,3 +66,12 @@ def choose(library: str, device: Any, forced: str | None) -> type[Runner]:
         raise ValueError(f"engine = 'numba': {problem}")
     _say_once(problem)
     return SlicedRunner
+
+
+def compiled_looks(runners: Iterable[tuple[str, Runner]]) -> Callable[..., Any] | None:
+    """What compares the gradients of (library, runner) pairs in compiled code: where all are NumPy's and numba is there."""
+    if any(library != "numpy" or runner.name != "numba" for library, runner in runners):
+        return None
+    from optimkit.engines.numba_looks import CompiledLooks, works
+
+    return CompiledLooks if works() else None

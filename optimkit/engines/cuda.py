@@ -48,6 +48,7 @@ class CudaRunner:
 
     name = "cuda"
     together = CudaTogether
+    keeps_addresses = True
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members
@@ -121,9 +122,8 @@ class CudaRunner:
             member = self.members[p]
             weight, gradient = member.weight, member.gradient
             flags = ZERO_G if member.zero_in_pass else 0
-            plain = weight.flags.c_contiguous
             table[p, first] = weight.data.ptr
-            if not plain:
+            if not weight.flags.c_contiguous:
                 flags |= STRIDED_W
                 self._set_layout(p, 6, weight)
             self.present[p] = gradient is not None
@@ -136,9 +136,20 @@ class CudaRunner:
                 if not gradient.flags.c_contiguous:
                     flags |= STRIDED_G
                     self._set_layout(p, 7, gradient)
-                if plain and not flags & (OTHER_G | STRIDED_G) and not (table[p, first:] % 16).any():
-                    flags |= VECTOR
             table[p, 2] = flags
+        self._mark_aligned()
+
+    def gradients_moved(self, shifts: np.ndarray) -> None:
+        if shifts.any():
+            self.table[:, len(ENTRY) + 1] += shifts
+            self._mark_aligned()
+
+    def _mark_aligned(self) -> None:
+        """Parameters whose arrays are all dense and aligned are read and written in 128 bits at a time."""
+        flags = self.table[:, 2]
+        dense = (flags & (ABSENT | STRIDED_W | STRIDED_G | OTHER_G)) == 0
+        aligned = ~(self.table[:, len(ENTRY) :] % 16).any(axis=1)
+        self.table[:, 2] = (flags & ~VECTOR) | VECTOR * (dense & aligned)
         self.dirty = True
 
     def _set_layout(self, p: int, column: int, x: Any) -> None:

@@ -54,6 +54,7 @@ class EagerRunner:
 
     name = "eager"
     together = None
+    keeps_addresses = False
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members
@@ -61,6 +62,9 @@ class EagerRunner:
         self.uniform_columns = {node: column for column, node in enumerate(plan.uniforms)}
 
     def members_changed(self, numbers: Sequence[int]) -> None:
+        pass
+
+    def gradients_moved(self, shifts: np.ndarray) -> None:
         pass
 
     def _scalar(self, node: Node, tables: Tables, p: int, member: Member) -> Any:

@@ -124,8 +124,9 @@ def _compile(text: str, key: str, words: int) -> Kernel:
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     scope: dict[str, Any] = {"__name__": f"optimkit_kernel_{key}"}
     exec(compile(text, filename, "exec"), scope)
-    if "merge" in scope:
-        scope["merge"] = numba.njit(error_model="numpy")(scope["merge"])
+    for name in ("merge", "swap", "sink"):  # what kernels call
+        if name in scope:
+            scope[name] = numba.njit(error_model="numpy")(scope[name])
     signature = numba.void(*[numba.int64] * words)
     function = numba.cfunc(signature, error_model="numpy")(scope["kernel"])
     folder = disk.folder()
@@ -145,6 +146,7 @@ class NumbaRunner:
 
     name = "numba"
     together = None
+    keeps_addresses = True
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members
@@ -196,6 +198,9 @@ class NumbaRunner:
                     flags |= GATHER_G
                     self._set_layout(p, 5, gradient)
             table[p, 2] = flags
+
+    def gradients_moved(self, shifts: np.ndarray) -> None:
+        self.table[:, len(ENTRY) + 1] += shifts
 
     def _set_layout(self, p: int, column: int, x: Any) -> None:
         """Describe a strided array to `copy`; see COPY."""

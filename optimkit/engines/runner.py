@@ -19,8 +19,8 @@ from optimkit.fusion.stages import Plan
 class Member:
     """One parameter of a bucket: its weight and gradient seen in memory order, its slots, flat.
 
-    `gradient` is None where there is none in this step. `zero_in_pass`: its gradient may be
-    zeroed right after it was read, since nobody else reads it.
+    `gradient` is lent: it is there from `members_changed` to the end of that step, and None where there is none.
+    `zero_in_pass`: it may be zeroed right after it was read, since nobody else reads it.
     """
 
     name: str
@@ -68,15 +68,23 @@ class Runner(Protocol):
 
     `together` is None, or, for an engine whose arrays live on a device, the class that runs all of
     its buckets of an optimizer: instead of `reduce` and `commit`, which wait for results.
+
+    `keeps_addresses`: it remembers where gradients are, and what they look like. Then `members_changed` is called
+    for those that look otherwise than in the step before, `gradients_moved` when others have another address. An
+    engine that does not is lent all gradients in every step.
     """
 
     name: str
     together: Any
+    keeps_addresses: bool
 
     def __init__(self, plan: Plan, dtype: str, members: Sequence[Member]) -> None: ...
 
     def members_changed(self, numbers: Sequence[int]) -> None:
         """The weight or the gradient of these members is another array, there is none, or one again."""
+
+    def gradients_moved(self, shifts: np.ndarray) -> None:
+        """The gradients lie elsewhere, by so many bytes, (members,) int64; what they look like is as before."""
 
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
         """Run a reading stage: (members, reductions) float64."""
