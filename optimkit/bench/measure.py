@@ -3,8 +3,8 @@
 A machine gets slower and faster while it measures. Neighbours in time are compared, and the median
 of these ratios is robust where the ratio of two medians is not:
 
->>> compare([10.0, 40.0, 20.0], [5.0, 10.0, 10.0])
-Ratio(median=2.0, low=2.0, high=4.0)
+>>> compare([1.0, 8.0, 6.0], [2.0, 4.0, 1.0])
+Ratio(median=2.0, low=0.5, high=6.0)
 """
 
 from __future__ import annotations
