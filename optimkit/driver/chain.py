@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optimkit.fusion.graph import BOOLEAN, Graph, Level, Node, walk
+from optimkit.fusion.graph import BOOLEAN, Graph, KindError, Level, Node, walk
 from optimkit.fusion.stages import GRADIENT, Program
-from optimkit.fusion.trace import Traced, TracingNamespace, as_node
+from optimkit.fusion.trace import Traced, TraceError, TracingNamespace, as_node
 from optimkit.numbers import Follow
 from optimkit.rule import Penalty, Rule, Slot, Transform, _active
 
@@ -103,7 +103,12 @@ def run(chain: Chain, w: Any, g: Any, slots: Mapping[SlotKey, Any], numbers: Fin
         def call(index: int, method: str, *args: Any) -> Any:
             rule, s, h = seen[index]
             xp.owner = index
-            result, changed = _split(rule, method, getattr(rule, method)(*args, s, h, xp))
+            try:
+                returned = getattr(rule, method)(*args, s, h, xp)
+            except (TraceError, KindError) as error:
+                error.args = (f"{type(rule).__name__}.{method}: {error}",)
+                raise
+            result, changed = _split(rule, method, returned)
             for name, value in changed.items():
                 if (index, name) not in slots or (index, name) in new:
                     problem = "twice" if (index, name) in new else "but slots() does not declare it"

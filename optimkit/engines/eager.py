@@ -60,6 +60,7 @@ class EagerRunner:
         self.plan, self.dtype, self.members = plan, dtype, members
         self.host_columns = {node: column for column, node in enumerate(plan.hosts)}
         self.uniform_columns = {node: column for column, node in enumerate(plan.uniforms)}
+        self.moved = [moves(key, node, plan.last) for key, node in plan.last.outputs.items()]
 
     def members_changed(self, numbers: Sequence[int]) -> None:
         pass
@@ -124,11 +125,21 @@ class EagerRunner:
             if member.gradient is None or member.size == 0:
                 continue
             ends = self._evaluate(stage, tables, p, list(stage.outputs.values()))
+            ends = [_copy(end) if moved else end for end, moved in zip(ends, self.moved, strict=True)]
             for key, end in zip(stage.outputs, ends, strict=True):
                 target = member.weight if key == WEIGHT else member.slots[key]
                 target[...] = end if key == WEIGHT or end.shape == () else arrays.namespace(end).reshape(end, (-1,))
             if zero and member.zero_in_pass:
                 member.gradient[...] = 0.0
+
+
+def moves(key: Hashable, node: Node, stage: Stage) -> bool:
+    """Whether an output is another array as it was, such as a slot that keeps the last weight: read it before it is written."""
+    return is_array(node) and array_key(node) in stage.outputs and array_key(node) != key
+
+
+def _copy(x: Any) -> Any:
+    return arrays.namespace(x).asarray(x, copy=True)
 
 
 def read_array(member: Member, key: Hashable, xp: Any) -> Any:
@@ -235,6 +246,7 @@ class SlicedRunner(EagerRunner):
         outputs = list(self.plan.last.outputs)
 
         def finish(p: int, start: int, stop: int, values: list[Any], local: dict[Hashable, np.ndarray]) -> None:
+            values = [value.copy() if moved else value for value, moved in zip(values, self.moved, strict=True)]
             for key, value in zip(outputs, values, strict=True):
                 np.copyto(local[key], value, casting="same_kind")
 

@@ -25,6 +25,10 @@ class TraceError(TypeError):
     """A rule does what can't be traced; the message says what to write instead."""
 
 
+class UnknownOperation(AttributeError, TraceError):
+    """A rule calls a function of xp that is no operation."""
+
+
 class Namespace:
     """The functions of the array API standard that a rule may call.
 
@@ -45,7 +49,7 @@ class Namespace:
     def __getattr__(self, name: str) -> Any:
         if name not in OPERATIONS or name == "count_power":
             known = ", ".join(sorted({*OPERATIONS, *DERIVED} - {"count_power", "power"}))
-            raise AttributeError(f"xp.{name} is not an operation of an update rule; there are: {known}")
+            raise UnknownOperation(f"xp.{name} is not an operation of an update rule; there are: {known}")
         operation = OPERATIONS[name]
 
         def call(*args: Any) -> Any:
@@ -96,7 +100,6 @@ class Traced:
     """A value of a rule while it is traced: records operations in the graph."""
 
     __slots__ = ("graph", "node")
-    __array_ufunc__ = None  # ndarray * Traced must come to us, not to NumPy's broadcasting
 
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node
@@ -200,6 +203,16 @@ class Traced:
 
     def __getitem__(self, key: Any) -> NoReturn:
         self.__iter__()
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """NumPy asks before it computes: a NumPy scalar on the left of an operator is a number like any other."""
+        name = ufunc.__name__
+        scalars = [x for x in inputs if not isinstance(x, Traced)]
+        if method == "__call__" and not options and len(inputs) == 2 and scalars and name in OPERATIONS:
+            if name == "power":
+                return Traced(self.graph, _power(self.graph, *map(self._wrap, inputs)))
+            return self._apply(name, *inputs)
+        raise TraceError(f"an update rule calls the functions of xp, not those of numpy: write xp.{name}(x), not np.{name}(x)")
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TraceError("an update rule calls the functions of xp, not those of numpy: write xp.sqrt(x), not np.sqrt(x)")
