@@ -2,8 +2,8 @@
 
 Nothing here keeps an array alive: what was seen is remembered as a look and an address (`looks`). A step asks
 
-    values = gradients.collect(grads)            # by parameter, None for none
-    views = gradients.check(values, zero_grad)   # what engines have not seen yet
+    values, _ = gradients.collect(grads)                # by parameter, None for none
+    views = gradients.check(values, zero_grad, False)   # what engines have not seen yet
     ... hand them over ...
     gradients.settle()
 
@@ -49,8 +49,8 @@ class Gradients:
 
     # ---- what there is
 
-    def collect(self, grads: Any) -> list[Any]:
-        """The gradients by entry, None for none.
+    def collect(self, grads: Any) -> tuple[list[Any], list[Any]]:
+        """The gradients by entry, None for none, and those of frozen parameters, which take no part.
 
         Raises
         ------
@@ -61,9 +61,10 @@ class Gradients:
         values = self._own() if grads is None else self._passed(grads)
         if self.frozen is None:
             self.frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
+        aside = [values[place] for place in self.frozen]
         for place in self.frozen:
             values[place] = None
-        return values
+        return values, aside
 
     def _own(self) -> list[Any]:
         values = [entry.param.grad for entry in self.entries]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from optimkit import arrays
 from optimkit.driver import build, functional
 from optimkit.driver.bucket import Bucket
 from optimkit.driver.commit import deferred_interrupts
@@ -141,41 +142,46 @@ class Optimizer(Membership, base=True):
             self._require_entries()
             if self._stepping:
                 raise RuntimeError(f"{type(self).__name__}.step() was called in its own step, by a schedule or a signal handler")
-            self.__dict__["_stepping"] = True
             try:
+                self.__dict__["_stepping"] = True
                 self._adopt_changed()
-                values = self._gradients.collect(grads)
+                values, frozen = self._gradients.collect(grads)
                 buckets = [bucket for bucket in self._lend(values, zero_grad) if bucket.n_active]
                 if buckets:
-                    return self._run(buckets, values, zero_grad)
-                self.__dict__["_count"] += 1
+                    return self._run(buckets, [*values, *frozen], zero_grad)
+                if zero_grad:
+                    self._zero(frozen, False)
+                self._count_step()
                 return StepResult(False, 0.0)
             finally:
                 for bucket in self._buckets or ():
                     bucket.take_back()
                 self.__dict__["_stepping"] = False
 
+    def _count_step(self) -> None:
+        self.__dict__["_count"] += 1
+
     def _run(self, buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
+        """`values` are the gradients to be zeroed, by place, those of frozen parameters after them."""
+        on_host = [bucket for bucket in buckets if not bucket.on_device]
         for bucket in buckets:
             bucket.fill_rows(self._number)
-        self.__dict__["_count"] += 1
-        on_host = [bucket for bucket in buckets if not bucket.on_device]
-        if len(on_host) < len(buckets):
-            return self._run_on_device(on_host, [bucket for bucket in buckets if bucket.on_device], values, zero_grad)
-        self._reduce(buckets)
-        norm = _gradient_norm(buckets)
-        if self.nonfinite != "allow" and norm is not None and not np.isfinite(norm):
-            if self.nonfinite == "raise":
-                raise NonFiniteGradientError(_name_nonfinite(buckets))
-            if zero_grad:
-                self._zero(values, range(len(values)))
-            return StepResult(False, norm)
+        for bucket in on_host:
+            bucket.runner.prepare(bucket.tables)
         with deferred_interrupts():
-            for bucket in buckets:
+            if len(on_host) < len(buckets):
+                return self._run_on_device(on_host, [bucket for bucket in buckets if bucket.on_device], values, zero_grad)
+            self._reduce(buckets)
+            norm = _gradient_norm(buckets)
+            applied = self.nonfinite == "allow" or norm is None or bool(np.isfinite(norm))
+            if not applied and self.nonfinite == "raise":
+                raise NonFiniteGradientError(_name_nonfinite(buckets))
+            self._count_step()
+            for bucket in buckets if applied else ():
                 bucket.commit(zero_grad, self._shared)
-        if zero_grad:
-            self._zero(values, self._gradients.apart)
-        return StepResult(True, norm)
+            if zero_grad:
+                self._zero(values, applied)
+            return StepResult(applied, norm)
 
     def _run_on_device(self, on_host: list[Bucket], buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
         """A step of which all or a part runs on devices: the kernels themselves see whether it is applied."""
@@ -185,12 +191,12 @@ class Optimizer(Membership, base=True):
         if self.nonfinite == "raise" and not np.isfinite(device.fetch_norm(buckets)):
             device.fetch_sums(buckets)
             raise NonFiniteGradientError(_name_nonfinite(buckets))
-        with deferred_interrupts():
-            for bucket in on_host:
-                bucket.commit(zero_grad, self._shared)
-            device.commit(buckets, zero_grad)
+        self._count_step()
+        for bucket in on_host:
+            bucket.commit(zero_grad, self._shared)
+        device.commit(buckets, zero_grad)
         if zero_grad:
-            self._zero(values, self._gradients.apart)
+            self._zero(values, True)
         return device.result(buckets)
 
     def _reduce(self, buckets: list[Bucket]) -> None:
@@ -221,7 +227,6 @@ class Optimizer(Membership, base=True):
             if any(bucket.on_device for bucket in buckets):
                 DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
             self.__dict__["_buckets"] = buckets
-            self._gradients.make = compiled_looks([(bucket.entries[0].param.library, bucket.runner) for bucket in buckets])
         return self._buckets  # type: ignore[no-any-return]
 
     def _build_buckets(self, engine: str | None) -> list[Bucket]:
@@ -259,14 +264,19 @@ class Optimizer(Membership, base=True):
             for bucket in buckets:
                 bucket.lend(views, shifts, gradients.apart)
             gradients.settle()
+            if gradients.looks.compiled is None:
+                gradients.make = compiled_looks((bucket.entries[0].param.library, bucket.runner) for bucket in buckets)
         for bucket in buckets:
             if not bucket.runner.keeps_addresses:
                 bucket.lend_all(values)
         return buckets
 
-    def _zero(self, values: list[Any], places: Iterable[int]) -> None:
+    def _zero(self, values: list[Any], applied: bool) -> None:
         """Zero gradients outside of a pass: those that it could not, and all of them after a skipped step."""
-        zero(values[place] for place in places if values[place] is not None)
+        places: Iterable[int] = range(len(values))
+        if applied:
+            places = (*self._gradients.apart, *places[len(self._entries) :])
+        zero(arrays.view(values[place]) for place in places if values[place] is not None)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Fill the gradients in `.grad` with zeros, or set them to None.
@@ -275,6 +285,26 @@ class Optimizer(Membership, base=True):
         be zeroed here: use `step(grads, zero_grad=True)`.
         """
         self._zero_own(set_to_none)
+
+    def upload_numbers(self) -> None:
+        """Bring numbers that changed to the device, without a step: a CUDA graph that is replayed sees them.
+
+        Needed with `capturable=True` and between replays only; every `step()` does it too. Schedules are taken at
+        `count`, which replays do not advance.
+
+        Raises
+        ------
+        ValueError
+            If the optimizer was not built with `capturable=True`.
+        """
+        if not self.capturable:
+            raise ValueError("upload_numbers() is for capturable = True; without it every step takes the numbers as they are")
+        with self._lock:
+            buckets = [bucket for bucket in self._ready() if bucket.n_active]
+            for bucket in buckets:
+                bucket.fill_rows(self._number)
+            if buckets:
+                buckets[0].device.upload(buckets)
 
     def get_lr(self) -> Any:
         """The learning rate, as `opt.lr` reads it."""
@@ -360,6 +390,8 @@ def _check_options(self: Optimizer) -> tuple[Transform, ...]:
 def _sum_parameters(parts: np.ndarray) -> float:
     import array_api_compat.numpy as xp
 
+    if len(parts) <= canonical.LANES:
+        return canonical.combine_few(parts.tolist())
     with np.errstate(all="ignore"):
         return float(canonical.combine(xp, "sum", parts))
 

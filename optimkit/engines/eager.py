@@ -68,6 +68,9 @@ class EagerRunner:
     def gradients_moved(self, shifts: np.ndarray) -> None:
         pass
 
+    def prepare(self, tables: Tables) -> None:
+        pass
+
     def _scalar(self, node: Node, tables: Tables, p: int, member: Member) -> Any:
         """A host or uniform value as what the member's namespace multiplies arrays with."""
         if node.op == "constant":

@@ -170,7 +170,12 @@ class NumbaRunner:
         self.scratch: list[np.ndarray] = []
         self.scratch_bytes = max(most, 1) * LANES * 8 + SCRATCH
         self.jobs: list[np.ndarray] = []
-        self.copy = 0
+        self.addresses: list[int] = []
+        self.workers, self.copy = 1, 0
+        self.reductions = [  # of each stage that reads: its results, and what is computed
+            (np.zeros((len(members), len(stage.reductions))), np.array([OPERATIONS[node.op] for node in stage.reductions], np.int64))
+            for stage in plan.reading
+        ]
         self._fill_slots()
         self.members_changed(range(len(members)))
 
@@ -213,22 +218,7 @@ class NumbaRunner:
             self.copy = compile_text(COPY, 6).address
             self.jobs.clear()
 
-    def _job(self, thread: int) -> np.ndarray:
-        """The words of a thread's job that do not change, made once."""
-        while len(self.jobs) <= thread:
-            if len(self.scratch) <= len(self.jobs):
-                self.scratch.append(np.zeros(self.scratch_bytes // 8))
-            job = np.zeros(len(JOB), np.int64)
-            job[0], job[1], job[2] = self.chunks.ctypes.data, self.counter.ctypes.data, len(self.chunks)
-            job[3], job[5] = self.table.ctypes.data, self.uniforms.ctypes.data
-            job[6], job[7] = self.scratch[len(self.jobs)].ctypes.data, self.partials.ctypes.data
-            job[4], job[10] = self.rows.ctypes.data, self.copy
-            job[12], job[13] = len(self.members), 8 * self.table.shape[1]
-            self.jobs.append(job)
-            self._addresses = [each.ctypes.data for each in self.jobs]
-        return self.jobs[thread]
-
-    def _set_tables(self, tables: Tables) -> None:
+    def prepare(self, tables: Tables) -> None:
         if self.rows.shape != tables.rows.shape:
             self.rows = np.zeros(tables.rows.shape, self.dtype)
             self.jobs.clear()
@@ -237,35 +227,45 @@ class NumbaRunner:
             self.rows[...] = tables.rows
         if tables.row_of_changed:
             self.table[:, 1] = tables.row_of
+        tables.rows_changed = tables.row_of_changed = False
+        self.workers = 1 if self.total < SMALL else min(threads.get_num_threads(), len(self.chunks))
+        while len(self.jobs) < self.workers:
+            self.jobs.append(self._make_job(len(self.jobs)))
+            self.addresses = [job.ctypes.data for job in self.jobs]
+
+    def _make_job(self, thread: int) -> np.ndarray:
+        """The words of a thread's job that do not change from stage to stage."""
+        if len(self.scratch) <= thread:
+            self.scratch.append(np.zeros(self.scratch_bytes // 8))
+        job = np.zeros(len(JOB), np.int64)
+        job[0], job[1], job[2] = self.chunks.ctypes.data, self.counter.ctypes.data, len(self.chunks)
+        job[3], job[5] = self.table.ctypes.data, self.uniforms.ctypes.data
+        job[6], job[7] = self.scratch[thread].ctypes.data, self.partials.ctypes.data
+        job[4], job[10] = self.rows.ctypes.data, self.copy
+        job[12], job[13] = len(self.members), 8 * self.table.shape[1]
+        return job
+
+    def _run(self, number: int, tables: Tables, zero: bool) -> None:
         if self.plan.uniforms:
             self.uniforms[...] = tables.uniforms
-        tables.rows_changed = tables.row_of_changed = False
-
-    def _run(self, number: int, zero: bool) -> None:
-        kernel = self.kernels[number]
+        kernel, addresses = self.kernels[number], self.addresses
         self.counter[0] = 0
-        workers = 1 if self.total < SMALL else min(threads.get_num_threads(), len(self.chunks))
-        for thread in range(workers):
-            self._job(thread)[11] = zero
-        addresses = self._addresses
-        if workers == 1:
+        for job in self.jobs:
+            job[11] = zero
+        if self.workers == 1:
             (kernel.held if self.total < SMALL else kernel.free)(addresses[0])
         else:
             free = kernel.free
-            threads.run(lambda thread: free(addresses[thread]), workers)
+            threads.run(lambda thread: free(addresses[thread]), self.workers)
 
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
-        self._set_tables(tables)
-        self._run(number, False)
-        reductions = self.plan.stages[number].reductions
-        results = np.zeros((len(self.members), len(reductions)))
-        operations = np.array([OPERATIONS[node.op] for node in reductions], np.int64)
-        job = self._job(0)
-        job[8], job[9], job[14] = results.ctypes.data, operations.ctypes.data, len(reductions)
+        self._run(number, tables, False)
+        results, operations = self.reductions[number]
+        job = self.jobs[0]
+        job[8], job[9], job[14] = results.ctypes.data, operations.ctypes.data, len(operations)
         assert self.finish is not None
-        self.finish.held(job.ctypes.data)
+        self.finish.held(self.addresses[0])
         return results
 
     def commit(self, tables: Tables, zero: bool) -> None:
-        self._set_tables(tables)
-        self._run(len(self.kernels) - 1, zero)
+        self._run(len(self.kernels) - 1, tables, zero)

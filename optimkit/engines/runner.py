@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from optimkit.fusion.graph import Node
 from optimkit.fusion.stages import Plan
 
 
@@ -86,11 +87,35 @@ class Runner(Protocol):
     def gradients_moved(self, shifts: np.ndarray) -> None:
         """The gradients lie elsewhere, by so many bytes, (members,) int64; what they look like is as before."""
 
+    def prepare(self, tables: Tables) -> None:
+        """A step begins, with these rows: allocate what it needs, so that nothing fails once it writes."""
+
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
         """Run a reading stage: (members, reductions) float64."""
 
     def commit(self, tables: Tables, zero: bool) -> None:
         """Run the last stage, which writes; zero the gradients that may be zeroed in the same pass."""
+
+
+class DeviceRunner(Runner, Protocol):
+    """An engine at work on a bucket whose arrays live on a device; what is read from there waits for it.
+
+    `result` is an array of the device: the norm of all gradients, and whether it is finite.
+    """
+
+    slot_keys: Sequence[Hashable]
+    result: Any
+
+    def get_counts(self) -> np.ndarray:
+        """The updates of each member, int64."""
+
+    def set_counts(self, counts: np.ndarray) -> None: ...
+
+    def place_slots(self, values: np.ndarray) -> Any:
+        """Bring the slots per parameter, (members, slots), to the device; the array whose elements are the live ones."""
+
+    def uniform_values(self, node: Node) -> np.ndarray:
+        """A uniform value of the last step, one per member."""
 
 
 @dataclass

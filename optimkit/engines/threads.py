@@ -109,16 +109,35 @@ def set_num_threads(n: int) -> None:
 
 
 def run(call: Call, n: int) -> None:
-    """Call `call(i)` for i from 0, on up to n threads; `call(0)` on this one."""
-    tasks = [_Task(call, number) for number in range(1, n)]
-    for task in tasks:
-        _pool.queue(task.number - 1).put(task)
+    """Call `call(i)` for i from 0, on up to n threads; `call(0)` on this one.
+
+    Whatever is raised in here, by a signal handler too, leaves when all calls are done.
+    """
+    tasks = []
+    for number in range(1, n):
+        task = _Task(call, number)
+        try:
+            _pool.queue(number - 1).put(task)
+        except RuntimeError:  # no more threads, from the system: those that there are do the work
+            break
+        tasks.append(task)
+    error: BaseException | None = None
     try:
         call(0)
     finally:
         for task in tasks:
-            if not task.begun.acquire(blocking=False):
-                task.done.acquire()
-    for task in tasks:
-        if task.error is not None:
-            raise task.error
+            error = _wait(task) or error
+    if error is not None:
+        raise error
+
+
+def _wait(task: _Task) -> BaseException | None:
+    """Wait until a call is done, or cancel it; what it, or a signal handler meanwhile, raised."""
+    error: BaseException | None = None
+    while not task.begun.acquire(blocking=False):
+        try:
+            task.done.acquire()
+            return error or task.error
+        except BaseException as raised:
+            error = raised
+    return error
