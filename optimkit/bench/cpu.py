@@ -28,7 +28,7 @@ from optimkit.bench.fresh import measure_first_step, measure_imports
 from optimkit.bench.measure import LEAST, compare, run_rounds
 from optimkit.bench.options import Options
 from optimkit.bench.run import progress
-from optimkit.bench.shapes import FULL, QUICK
+from optimkit.bench.shapes import FULL, QUICK, Shapes
 from optimkit.bench.targets import judge
 from optimkit.bench.warm import allocated, replaced_gradients, resident_growth
 from optimkit.bench.workloads import WORKLOADS
@@ -118,15 +118,15 @@ def measure_cell(options: Options, workload: str, shape: str, torch: bool) -> di
 def measure_extras(options: Options) -> dict[str, Any]:
     """First steps, imports and replaced gradients."""
     rounds = 1 if options.quick else 5
-    shapes = (QUICK if options.quick else FULL)["small"]
+    many = Shapes("many", ((64,),) * (20 if options.quick else 1000))
     progress("first steps in fresh processes ...")
     steps = [measure_first_step(name, options.dtype, rounds) for name in ("adam", "tail")]
     progress("imports in fresh processes ...")
     imports = measure_imports(2 * rounds)
     progress("replaced gradients ...")
-    costs = replaced_gradients("adam", shapes, options.dtype, options.rounds)
+    costs = replaced_gradients("adam", many, options.dtype, options.rounds)
     return {
         "first_steps": [asdict(step) for step in steps],
         "imports": {**asdict(imports), "ratio": imports.ratio._asdict()},
-        "replaced": {"seconds": costs, "parameters": len(shapes.shapes)},
+        "replaced": {"seconds": costs, "parameters": len(many.shapes)},
     }

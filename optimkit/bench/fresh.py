@@ -62,7 +62,7 @@ class FirstStep:
 
 
 def run_python(code: str, environment: Mapping[str, str] | None = None) -> Any:
-    """The JSON that a new Python process prints.
+    """The JSON that a new Python process prints. `environment` is added to that of this process.
 
     Raises
     ------
@@ -81,13 +81,16 @@ def measure_imports(rounds: int) -> Imports:
     """Import NumPy alone and optimkit, in turn, each in a process of its own."""
     seconds: dict[str, list[float]] = {"numpy": [], "optimkit": []}
     heavy: set[str] = set()
-    for number in range(rounds + 1):  # the first fills the file cache of the machine, and __pycache__
-        for module in seconds:
-            took, came = run_python(_IMPORT.format(module=module, heavy=HEAVY))
-            if number:
-                seconds[module].append(took)
-            if module == "optimkit":
-                heavy.update(came)
+    with tempfile.TemporaryDirectory(prefix="optimkit-bench-") as folder:
+        # modules are compiled once, as an installation does, whatever the settings of this process are
+        environment = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        for number in range(rounds + 1):  # the first one compiles
+            for module, kept in seconds.items():
+                took, came = run_python(_IMPORT.format(module=module, heavy=HEAVY), environment)
+                if number:
+                    kept.append(took)
+                if module == "optimkit":
+                    heavy.update(came)
     ratio = compare(seconds["optimkit"], seconds["numpy"])
     return Imports(median(seconds["numpy"]), median(seconds["optimkit"]), ratio, tuple(sorted(heavy)))
 
