@@ -6,15 +6,15 @@ class (`Runner.together`) does the launches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from optimkit.driver.bucket import Bucket
 from optimkit.driver.entries import Entry
 from optimkit.driver.result import StepResult
-from optimkit.engines.runner import Shared
+from optimkit.engines.runner import DeviceRunner, Shared
 
 
 class DeviceSteps:
@@ -36,18 +36,23 @@ class DeviceSteps:
     """
 
     def __init__(
-        self, buckets: Sequence[Bucket], entries: Sequence[Entry], shared: dict[tuple[int, str], Any], skip: bool, capturable: bool
+        self,
+        buckets: Sequence[Bucket],
+        entries: Sequence[Entry],
+        shared: dict[tuple[int, str], Any],
+        skip: bool,
+        capturable: bool,
     ) -> None:
         self.buckets = [bucket for bucket in buckets if bucket.on_device]
         labels = tuple(dict.fromkeys(node.key for bucket in buckets for node in bucket.plan.program.totals))
-        slots = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
+        slots: dict[Hashable, float] = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
         if len(self.buckets) < len(buckets) and (labels or slots):
             raise ValueError(
-                "some parameters are on the host and some on a device, and this optimizer takes a total over all of them (a norm for "
-                "clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
+                "some parameters are on the host and some on a device, and this optimizer takes a total over all of them "
+                "(a norm for clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
             )
         self.device_count, self.skip = skip or capturable, skip
-        settings = Shared(len(entries), labels, dict(slots), self.device_count, skip, capturable)
+        settings = Shared(len(entries), labels, slots, self.device_count, skip, capturable)
         runners = [bucket.runner for bucket in self.buckets]
         self.together = runners[0].together(runners, [bucket.places for bucket in self.buckets], settings)
         for key in shared:
@@ -56,13 +61,14 @@ class DeviceSteps:
             bucket.device = self
             self._place_slots(bucket)
             if self.device_count:
-                bucket.runner.set_counts(bucket.t)
+                _runner(bucket).set_counts(bucket.t)
 
     def _place_slots(self, bucket: Bucket) -> None:
         """The slots per parameter move to the device; `opt.state` shows them there."""
-        keys = [(index, name) for _, index, name, _ in bucket.runner.uniform.slots]
+        runner = _runner(bucket)
+        keys: list[Any] = [key[1:3] for key in runner.slot_keys]  # type: ignore[index]
         values = np.array([[float(entry.uniforms[key]) for key in keys] for entry in bucket.entries])
-        table = bucket.runner.place_slots(values.reshape(len(bucket.entries), len(keys)))
+        table = runner.place_slots(values.reshape(len(bucket.entries), len(keys)))
         for p, entry in enumerate(bucket.entries):
             for column, key in enumerate(keys):
                 entry.uniforms[key] = table[p, column]
@@ -70,6 +76,10 @@ class DeviceSteps:
     def reduce(self, active: Sequence[Bucket]) -> None:
         """Launch all passes that read."""
         self.together.reduce([bucket.runner for bucket in active], [bucket.tables for bucket in active])
+
+    def upload(self, active: Sequence[Bucket]) -> None:
+        """Bring the rows to the device."""
+        self.together.upload([bucket.runner for bucket in active], [bucket.tables for bucket in active])
 
     def commit(self, active: Sequence[Bucket], zero: bool) -> None:
         """Launch the last stages, and count."""
@@ -82,17 +92,21 @@ class DeviceSteps:
         """What the step tells; fetched from the device when it is read."""
         if active[0].plan.program.gradient_norm is None:
             return StepResult(True, None)
-        return StepResult(True, None, Pending(active[0].runner.result, self.skip))
+        return StepResult(True, None, Pending(_runner(active[0]).result, self.skip))
 
     def fetch_norm(self, active: Sequence[Bucket]) -> float:
         """The norm of all gradients; waits for the device."""
-        return Pending(active[0].runner.result, False).values()[1]
+        return Pending(_runner(active[0]).result, False).values()[1]
 
     def fetch_sums(self, active: Sequence[Bucket]) -> None:
         """Bring the sums of squares of the step to the buckets' `values`; waits for the device."""
         for bucket in active:
             nodes = [node for stage in bucket.plan.reading for node in stage.reductions if node.op == "sum_of_squares"]
-            bucket.values = {node: bucket.runner.uniform_values(node) for node in nodes}
+            bucket.values = {node: _runner(bucket).uniform_values(node) for node in nodes}
+
+
+def _runner(bucket: Bucket) -> DeviceRunner:
+    return cast(DeviceRunner, bucket.runner)
 
 
 class Pending:

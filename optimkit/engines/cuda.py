@@ -37,10 +37,34 @@ from optimkit.engines.runner import Member, Shared, Tables, counters
 from optimkit.fusion.graph import Node
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 
-_POINTERS = ("table", "chunks", "read_chunks", "more_rows", "uniforms", "slots", "shared", "counts", "arrived", "control")
+_POINTERS: tuple[str, ...] = (
+    "table",
+    "chunks",
+    "read_chunks",
+    "more_rows",
+    "uniforms",
+    "slots",
+    "shared",
+    "counts",
+    "arrived",
+    "control",
+)
 _POINTERS += ("partials", "contributions", "result")
-_INTEGERS = ("members", "present", "entries", "labels", "devices", "device", "zero", "finish", "write_shared", "unused")
-JOB = np.dtype([*((name, np.uint64) for name in _POINTERS), *((name, np.int32) for name in _INTEGERS), ("rows", np.float64, ROWS)])
+_INTEGERS: tuple[str, ...] = (
+    "members",
+    "present",
+    "entries",
+    "labels",
+    "devices",
+    "device",
+    "zero",
+    "finish",
+    "write_shared",
+    "unused",
+)
+JOB = np.dtype(
+    [*((name, np.uint64) for name in _POINTERS), *((name, np.int32) for name in _INTEGERS), ("rows", np.float64, ROWS)]
+)
 
 
 class CudaRunner:
@@ -102,7 +126,12 @@ class CudaRunner:
         self.table[:, 5] = places
         self._keep("contributions", contributions)
         self._keep("shared", slots)
-        for name, value in (("entries", shared.entries), ("labels", len(shared.labels)), ("devices", devices), ("device", device)):
+        for name, value in (
+            ("entries", shared.entries),
+            ("labels", len(shared.labels)),
+            ("devices", devices),
+            ("device", device),
+        ):
             self.job[name] = value
         names = shared.labels, list(shared.slots)
         self.text = module_text(self.plan, self.dtype, *names, shared.device_count, shared.skip)
@@ -168,7 +197,7 @@ class CudaRunner:
             self.table[:, 1] = tables.row_of
             self._send_table(stream)
             self.dirty = False
-        self._send_rows(tables.rows, stream)
+        self.send_rows(tables.rows, stream)
         self.job["present"] = int(self.present.sum())
         self.job["finish"], self.contributes = alone, bool(self.shared.labels)
         if self.plan.program.gradient_norm is not None and not self.shared.capturable:
@@ -188,7 +217,8 @@ class CudaRunner:
             offset += len(layout)
         self._uploader.send(blob.data.ptr, np.concatenate(words), stream)
 
-    def _send_rows(self, rows: np.ndarray, stream: Any) -> None:
+    def send_rows(self, rows: np.ndarray, stream: Any) -> None:
+        """The scalar rows of a step: by value where they fit, else to device memory if they changed."""
         flat = rows.reshape(-1)
         if flat.size <= ROWS and not self.shared.capturable:
             self.job["rows"][: flat.size] = flat
@@ -256,10 +286,13 @@ class CudaRunner:
             self._kept["counts"].set(np.ascontiguousarray(counts, np.int64))
 
     def place_slots(self, values: np.ndarray) -> Any:
-        """Bring the slots per parameter, (members, slots), to the device; the array whose elements are the live ones."""
         with self.device:
             self._kept["slots"].set(np.ascontiguousarray(values, np.float64))
         return self._kept["slots"]
+
+    @property
+    def slot_keys(self) -> Sequence[Hashable]:
+        return self.uniform.slots
 
     @property
     def result(self) -> Any:
@@ -275,7 +308,7 @@ def _check_device(device: Any) -> Any:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise ValueError(f"the parameters are on {device}, but no CUDA device answers any more: {error}") from error
     if device.id >= count:
-        raise ValueError(f"the parameters are on {device}, which is gone: there are {count} devices; move them with cupy.asarray")
+        raise ValueError(f"the parameters are on {device}, which is gone: there are {count} devices; move them with cupy")
     return device
 
 

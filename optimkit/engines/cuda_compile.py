@@ -35,13 +35,19 @@ def available() -> str:
 
 
 def _driver_problem(cupy: Any) -> str:
+    runtime = cupy.cuda.runtime
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        name = str(error)
-        if "InsufficientDriver" in name:
-            return f"the NVIDIA driver is too old for this CuPy, which is built for CUDA {cuda_major(cupy)}: {name}; update the driver"
-        return f"there is no CUDA device, or no NVIDIA driver: {name}"
+        driver = int(runtime.driverGetVersion())
+        if not driver:
+            return "there is no NVIDIA driver: cupy can be imported, but every array would fail; install the driver of your GPU"
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if "InsufficientDriver" in str(error):
+            return (
+                f"the NVIDIA driver knows CUDA {driver // 1000}.{driver % 1000 // 10}, and this CuPy is built for CUDA "
+                f"{cuda_major(cupy)}: update the driver, or install the CuPy of an older CUDA"
+            )
+        return f"no CUDA device answers: {error}"
     return "" if count else "there is no CUDA device"
 
 
@@ -119,11 +125,11 @@ def _module(binary: bytes, text: str, final: bool = False) -> Any:
     except cupy.cuda.driver.CUDADriverError as error:
         if not final:
             return None
-        driver = cupy.cuda.runtime.driverGetVersion()
+        driver, compiler = cupy.cuda.runtime.driverGetVersion(), ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
         raise KernelError(
-            f"the NVIDIA driver (CUDA {driver // 1000}.{driver % 1000 // 10}) refuses the kernel that NVRTC "
-            f"{'.'.join(map(str, cupy.cuda.nvrtc.getVersion()))} compiled: {error}. A driver older than the compiler can't load what it "
-            f"makes: update the driver, or install the CuPy of an older CUDA.\n{_numbered(text)}"
+            f"the NVIDIA driver (CUDA {driver // 1000}.{driver % 1000 // 10}) refuses what NVRTC {compiler} compiled: {error}. "
+            "A driver can't load what a newer compiler makes: update the driver, or install the CuPy of an older CUDA.\n"
+            f"{_numbered(text)}"
         ) from error
     return module
 

@@ -280,12 +280,15 @@ def _write_kernel(plan: Plan, uniform: UniformText, epilogue: list[str], skip: b
     inner += [f"        if (zero) *(Pack*)({zero} + i) = Pack{{}};", "    }", "}"]
     inner += ["for (word i = done + threadIdx.x; i < end; i += blockDim.x) {", f"    real {', '.join(fresh)};"]
     inner += ["    " + call([_load(key, names[key]) for key in stage.reads], fresh)]
-    inner += [f"    {_load(key, names[key]) if key == WEIGHT else f'p_{names[key]}[i]'} = {names[key]}_new;" for key in stage.outputs]
+    for key in stage.outputs:
+        target = _load(key, names[key]) if key == WEIGHT else f"p_{names[key]}[i]"
+        inner.append(f"    {target} = {names[key]}_new;")
     inner += [f"    if (zero) zero_g(entry, {zero}, i);", "}"]
     wanted = "!(flags & ABSENT) && apply" if skip else "!(flags & ABSENT)"
     lines += [f"if ({wanted}) {{", *("    " + line for line in inner), "}"]
     if skip:
-        lines += ["if (!apply && !(flags & ABSENT) && job.zero && (flags & ZERO_G)) {", *("    " + x for x in _zero_only(plan, zero)), "}"]
+        lines.append("if (!apply && !(flags & ABSENT) && job.zero && (flags & ZERO_G)) {")
+        lines += [*("    " + line for line in _zero_only(plan, zero)), "}"]
     lines += epilogue
     head = f'extern "C" __global__ void __launch_bounds__({WRITE_THREADS}, 2)\nwrite_stage(const __grid_constant__ Job job) {{'
     kernel = "\n".join([head, *("    " + line for line in lines), "}"])
@@ -315,7 +318,8 @@ def _read_kernel(plan: Plan, number: int, uniform: UniformText) -> str:
     inner += [f"double a{r}[4] = {{{', '.join([_identity(node)] * 4)}}};" for r, node in enumerate(stage.reductions)]
     inner += ["word row = first + thread * 4;"]
     inner += _rows_in_flight(stage, names, scalars, name, results)
-    inner += [f"for (; row < end; row += {LANES})", "    #pragma unroll", "    for (int j = 0; j < 4; j++) if (row + j < end) {"]
+    inner += [f"for (; row < end; row += {LANES})", "    #pragma unroll"]
+    inner += ["    for (int j = 0; j < 4; j++) if (row + j < end) {"]
     inner += ["        word i = row + j;", f"        real {', '.join(results)};"]
     inner += [f"        {name}({', '.join([*(_load(key, names[key]) for key in stage.reads), *scalars, *results])});"]
     inner += ["        " + line for r, node in enumerate(stage.reductions) for line in _accumulate(node, r)] + ["    }"]
@@ -325,7 +329,8 @@ def _read_kernel(plan: Plan, number: int, uniform: UniformText) -> str:
         inner += [f"    a{r}[j] = {_merge(node, f'a{r}[j]', 'other_lane')};", "}"]
         inner += [f"for (int j = 0; j < 2; j++) a{r}[j] = {_merge(node, f'a{r}[j]', f'a{r}[j + 2]')};"]
         inner += [f"a{r}[0] = {_merge(node, f'a{r}[0]', f'a{r}[1]')};"]
-    inner += ["if (thread == 0 && first < entry[SIZE]) {", f"    double* to = job.partials + (entry[FIRST_UNIT] + unit) * {count};"]
+    inner += ["if (thread == 0 && first < entry[SIZE]) {"]
+    inner += [f"    double* to = job.partials + (entry[FIRST_UNIT] + unit) * {count};"]
     inner += [f"    to[{r}] = a{r}[0];" for r in range(count)] + ["}"]
     lines = _prologue(plan, body, uniform, "read_chunks", skip=False)
     lines += ["if (flags & ABSENT) return;", *inner, *uniform.finish(stage)]
@@ -343,8 +348,10 @@ def _rows_in_flight(stage: Stage, names: dict[Hashable, str], scalars: list[str]
     lines += ["    const int lanes = sizeof(Pack) / sizeof(real);"]
     lines += [f"    alignas(16) real v_{each}[{depth}][4];" for each in reads] + ["    #pragma unroll"]
     lines += [f"    for (int d = 0; d < {depth}; d++) for (int j = 0; j < 4; j += lanes) {{"]
-    lines += [f"        *(Pack*)(v_{each}[d] + j) = *(const Pack*)(p_{each} + row + d * {LANES} + j);" for each in reads] + ["    }"]
-    lines += ["    #pragma unroll", f"    for (int d = 0; d < {depth}; d++) for (int j = 0; j < 4; j++) {{", f"        real {', '.join(results)};"]
+    for each in reads:
+        lines.append(f"        *(Pack*)(v_{each}[d] + j) = *(const Pack*)(p_{each} + row + d * {LANES} + j);")
+    lines += ["    }", "    #pragma unroll", f"    for (int d = 0; d < {depth}; d++) for (int j = 0; j < 4; j++) {{"]
+    lines += [f"        real {', '.join(results)};"]
     lines += [f"        {name}({', '.join([*(f'v_{each}[d][j]' for each in reads), *scalars, *results])});"]
     lines += ["        " + line for r, node in enumerate(stage.reductions) for line in _accumulate(node, r)]
     return [*lines, "    }", "}"]
@@ -364,7 +371,7 @@ def _accumulate(node: Node, r: int) -> list[str]:
     lines = [f"double z{r} = (double)y{r};"]
     if node.op == "sum_of_squares":
         if node.key:
-            lines.append(f"z{r} = z{r} * {2.0 ** node.key!r};")  # type: ignore[operator]
+            lines.append(f"z{r} = z{r} * {2.0**node.key!r};")  # type: ignore[operator]
         lines.append(f"z{r} = z{r} * z{r};")
     return [*lines, f"a{r}[j] = {_merge(node, f'a{r}[j]', f'z{r}')};"]
 

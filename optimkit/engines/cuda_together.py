@@ -47,6 +47,12 @@ class CudaTogether:
         """A slot of the optimizer in the memory of its first device, 0-d float64."""
         return self._slots[self.devices[0]][list(self.shared.slots).index(key)]
 
+    def upload(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
+        """Bring the rows of a step to the devices."""
+        for runner, own in zip(active, tables, strict=True):
+            with _on(runner) as stream:
+                runner.send_rows(own.rows, stream)
+
     def reduce(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """Run all passes that read, and everything that follows from them."""
         alone = len(active) == 1

@@ -36,7 +36,8 @@ template <class F> __device__ double fold(double lane, double* tree, F merge) {{
 struct Add {{ __device__ double operator()(double a, double b) const {{ return a + b; }} }};
 struct Max {{ __device__ double operator()(double a, double b) const {{ return maximum_of(a, b); }} }};
 struct Min {{ __device__ double operator()(double a, double b) const {{ return minimum_of(a, b); }} }};
-template <class F> __device__ double combine(const double* values, word count, word stride, double start, double* tree, F merge) {{
+template <class F> __device__ double combine(
+    const double* values, word count, word stride, double start, double* tree, F merge) {{
     double lane = start;
     if (threadIdx.x < {LANES})
         for (word i = threadIdx.x; i < count; i += {LANES}) lane = merge(lane, fresh(values + i * stride));
@@ -103,9 +104,9 @@ class UniformText:
         self.rounds = {node: number for number, nodes in plan.uniform_rounds.items() for node in nodes}
         later = [node for node, number in self.rounds.items() if number]
         self.columns = {node: column for column, node in enumerate(later)}
-        keys = [key for key in plan.slot_outputs]
-        self.slots = [key for key in keys if key[-1] == "parameter"]  # type: ignore[index]
-        self.shared = [key for key in keys if key[-1] == "optimizer"]  # type: ignore[index]
+        keys: list[Any] = list(plan.slot_outputs)
+        self.slots = [key for key in keys if key[-1] == "parameter"]
+        self.shared = [key for key in keys if key[-1] == "optimizer"]
 
     @property
     def width(self) -> int:
@@ -140,7 +141,8 @@ class UniformText:
         elif node.op == "slot":
             key: Any = ("slot", *node.key)  # type: ignore[misc]
             own = key in self.slots
-            text = f"job.slots[p * {len(self.slots)} + {self.slots.index(key)}]" if own else f"job.shared[{self.places[key]}]"
+            per_parameter = f"job.slots[p * {len(self.slots)} + {self.slots.index(key) if own else 0}]"
+            text = per_parameter if own else f"job.shared[{self.places[key]}]"
         elif node.op in REDUCTIONS or node.op == "total" or not self.is_early(node):
             text = self.stored(node)
         else:
@@ -158,7 +160,7 @@ class UniformText:
         parts = []
         for number in self.numbers:
             parts.append(self._round(number, norm))
-            head = f'extern "C" __global__ void __launch_bounds__({FINISH_THREADS})'
+            head = f'extern "C" __global__ void __launch_bounds__({FINISH_THREADS}, 4)'
             parts.append(f"{head}\nfinish_{number}(const __grid_constant__ Job job) {{ round_{number}(job); }}\n")
         return parts
 
@@ -177,11 +179,14 @@ class UniformText:
         lines += ["        " + line for line in self._present(nodes, known, next_totals, norm)] + ["    }"]
         for place, node in enumerate(next_totals):
             label = self.labels.index(node.key)
-            lines.append(f"    job.contributions[((word)job.device * job.labels + {label}) * job.entries + entry[PLACE]] = part{place};")
+            row = f"((word)job.device * job.labels + {label}) * job.entries"
+            lines.append(f"    job.contributions[{row} + entry[PLACE]] = part{place};")
         lines += ["}", "__syncthreads();"]
         return "\n".join([f"__device__ void round_{number}(const Job& job) {{", *("    " + line for line in lines), "}", ""])
 
-    def _present(self, nodes: Sequence[Node], known: dict[Node, str], next_totals: Sequence[Node], norm: Node | None) -> list[str]:
+    def _present(
+        self, nodes: Sequence[Node], known: dict[Node, str], next_totals: Sequence[Node], norm: Node | None
+    ) -> list[str]:
         """What is computed for a parameter that takes part."""
         lines = [self.rows_line()]
         for node in nodes:
@@ -208,8 +213,9 @@ class UniformText:
                 "max": ("Max()", "-__longlong_as_double(0x7ff0000000000000LL)"),
                 "min": ("Min()", "__longlong_as_double(0x7ff0000000000000LL)"),
             }.get(node.op, ("Add()", "0.0"))
-            lines.append(f"double sum{r} = combine(job.partials + entry[FIRST_UNIT] * {count} + {r}, units, {count}, {start}, tree, {merge});")
-            lines.append(f"if (threadIdx.x == 0) job.uniforms[p * {self.width} + {self.columns[node]}] = sum{r};  // {formula(node)}")
+            partials, column = f"job.partials + entry[FIRST_UNIT] * {count} + {r}", self.columns[node]
+            lines.append(f"double sum{r} = combine({partials}, units, {count}, {start}, tree, {merge});")
+            lines.append(f"if (threadIdx.x == 0) job.uniforms[p * {self.width} + {column}] = sum{r};  // {formula(node)}")
         lines += ["if (!comes_last(job.control, job.present) || !job.finish) return;"]
         own = self.plan.reading.index(stage)
         after = self.plan.stages[own + 1].round if own + 1 < len(self.plan.reading) else None
@@ -240,7 +246,8 @@ class UniformText:
             lines += ["__syncthreads();"]
             for place, key in enumerate(self.shared):
                 bit = 1 << self.places[key]
-                lines.append(f"if (threadIdx.x == 0 && (job.write_shared & {bit})) job.shared[{self.places[key]}] = shared{place};")
+                target = f"job.shared[{self.places[key]}]"
+                lines.append(f"if (threadIdx.x == 0 && (job.write_shared & {bit})) {target} = shared{place};")
         return lines
 
     def rows_line(self) -> str:
@@ -251,8 +258,10 @@ class UniformText:
         if not self.shared:
             return []
         known: dict[Node, str] = {}
-        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;", self.rows_line()]
+        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
+        inner.append(self.rows_line())
         ends = [self.expression(self.plan.slot_outputs[key], known, inner) for key in self.shared]
         inner += [f"shared{place} = {end};" for place, end in enumerate(ends)] + ["break;"]
         lines = [f"double shared{place} = 0.0;" for place in range(len(self.shared))]
-        return [*lines, "if (threadIdx.x == 0) for (p = 0; p < job.members; p++) {", *("    " + x for x in inner), "}", "__syncthreads();"]
+        lines.append("if (threadIdx.x == 0) for (p = 0; p < job.members; p++) {")
+        return [*lines, *("    " + line for line in inner), "}", "__syncthreads();"]

@@ -1,0 +1,102 @@
+"""Steps in CUDA graphs: counts and rows advance on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import optimkit
+from optimkit import transforms
+
+OPTIONS = [{}, {"transforms": [transforms.ClipByGlobalNorm(0.5)], "nonfinite": "skip"}]
+
+
+def bits(x: Any) -> bytes:
+    return (x if isinstance(x, np.ndarray) else x.get()).tobytes()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clip and skip"])
+def test_a_replayed_step_is_a_step(cupy: Any, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(5000).astype(np.float32) for _ in range(8)]
+    if options:
+        grads[4][7] = np.inf
+    host = optimkit.AdamW({"w": np.ones(5000, np.float32)}, lr=1e-2, **options)
+    device = optimkit.AdamW({"w": cupy.ones(5000, cupy.float32)}, lr=1e-2, capturable=True, **options)
+    g, stream = cupy.zeros(5000, cupy.float32), cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        g.set(grads[0])
+        device.step({"w": g})
+        stream.begin_capture()
+        device.step({"w": g})
+        graph = stream.end_capture()
+        for values in grads[1:6]:
+            g.set(values)
+            graph.launch()
+        device.lr = 3e-3  # seen by the graph
+        device.upload_numbers()
+        g.set(grads[6])
+        graph.launch()
+        g.set(grads[7])
+        device.step({"w": g})
+        stream.synchronize()
+    for number, values in enumerate(grads):
+        if number == 6:
+            host.lr = 3e-3
+        host.step({"w": values})
+    assert bits(host["w"].data) == bits(device["w"].data)
+    assert host.state["w"].t == device.state["w"].t == (7 if options else 8)
+    for slot, value in host.state["w"].items():
+        assert bits(value) == bits(device.state["w"][slot])
+
+
+def test_a_capture_that_would_repeat_an_upload_is_refused(cupy: Any) -> None:
+    opt = optimkit.Adam({"w": cupy.ones(8)}, capturable=True)
+    first, other = cupy.ones(8), cupy.ones(8)
+    opt.step({"w": first})
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=r"needs an upload \(an array was replaced.*before the capture"):
+                opt.step({"w": other})
+        finally:
+            stream.end_capture()
+
+
+def test_a_number_that_changed_is_not_baked_in(cupy: Any) -> None:
+    g, opt = cupy.ones(8), optimkit.SGD({"w": cupy.ones(8)}, lr=1.0, capturable=True)
+    opt.step({"w": g})
+    opt.lr = 0.5
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=r"needs an upload \(a number changed\)"):
+                opt.step({"w": g})
+        finally:
+            stream.end_capture()
+
+
+def test_counts_on_the_device_without_a_graph(twins: Any) -> None:
+    """The same path as in a graph, step by step."""
+    pair = twins(lambda p: optimkit.Adam(p), [np.ones(70, np.float32), np.ones(3, np.float32)])
+    pair.device = optimkit.Adam(pair.device_arrays, capturable=True)
+    for step in range(4):
+        pair.step([np.full(70, 0.1 * step, np.float32), None if step == 1 else np.ones(3, np.float32)])
+        pair.check()
+
+
+def test_what_capturable_is_for(cupy: Any) -> None:
+    with pytest.raises(ValueError, match=r"capturable = True is for CuPy arrays on the cuda engine"):
+        optimkit.Adam(np.ones(3), capturable=True).step(np.ones(3))
+    with pytest.raises(ValueError, match=r"capturable = True is for CuPy arrays"):
+        optimkit.Adam(cupy.ones(3), capturable=True, engine="eager").step(cupy.ones(3))
+    with pytest.raises(ValueError, match=r"nonfinite = 'raise' waits for the device.*use 'skip'"):
+        optimkit.Adam(lr=1e-3, capturable=True, nonfinite="raise")
+    with pytest.raises(TypeError, match=r"capturable = 1 must be True or False"):
+        optimkit.Adam(lr=1e-3, capturable=1)
+    with pytest.raises(ValueError, match=r"upload_numbers.*capturable = True"):
+        optimkit.Adam(cupy.ones(3)).upload_numbers()

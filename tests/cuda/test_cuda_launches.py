@@ -1,0 +1,193 @@
+"""What a step costs on a device: launches, bytes, uploads, allocations, and no waiting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import optimkit
+from optimkit import transforms
+from optimkit.engines.runner import counters
+
+CLIP = {"transforms": [transforms.ClipByGlobalNorm(0.5)]}
+
+
+def groups_of(arrays: list[Any], count: int) -> list[list[Any]]:
+    return [arrays[k::count] for k in range(count)]
+
+
+def ragged(cupy: Any, make: Any, **options: Any) -> tuple[Any, list[Any]]:
+    """1,000 arrays in 20 groups, with different step counts, after some steps; and their gradients."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 3000, 1000)
+    weights = [cupy.zeros(int(n), cupy.float32) for n in sizes]
+    grads = [cupy.full(int(n), 0.5, cupy.float32) for n in sizes]
+    opt = make([{"params": group, "lr": 1e-3 * (k + 1)} for k, group in enumerate(groups_of(weights, 20))], **options)
+    for _ in range(2):
+        opt.step(groups_of([g if rng.random() < 0.6 else None for g in grads], 20))
+    for _ in range(2):
+        opt.step(groups_of(grads, 20))
+    assert len({opt.state[name].t for name in opt.names}) > 1
+    opt.step(groups_of(grads, 20))  # reading the counts did not change anything
+    return opt, grads
+
+
+@pytest.mark.parametrize(
+    ("options", "launches"),
+    [({}, 1), ({"nonfinite": "skip"}, 2), (CLIP, 2), ({**CLIP, "nonfinite": "skip"}, 2), ({"penalty": optimkit.L2(1e-3)}, 1)],
+    ids=["plain", "skip", "clip", "clip and skip", "penalty"],
+)
+def test_launches_of_a_thousand_parameters(cupy: Any, options: dict[str, Any], launches: int) -> None:
+    opt, grads = ragged(cupy, optimkit.Adam, **options)
+    before = counters.launches
+    opt.step(groups_of(grads, 20), zero_grad=True)
+    assert counters.launches - before == launches
+
+
+def test_the_device_sees_what_is_counted(cupy: Any, traffic: Any) -> None:
+    """The same as above, counted by the driver, beside an ElementwiseKernel per parameter and CuPy expressions."""
+    opt, grads = ragged(cupy, optimkit.Adam, nonfinite="skip", **CLIP)
+    with traffic() as count:
+        opt.step(groups_of(grads, 20), zero_grad=True)
+    body = "m = g; v = g * g; w = w - lr * g"
+    kernel = cupy.ElementwiseKernel("float32 g, float32 lr", "float32 w, float32 m, float32 v", body, "adam")
+    states = [(cupy.zeros_like(g), cupy.zeros_like(g), cupy.zeros_like(g)) for g in grads]
+    with traffic() as per_parameter:
+        for g, (w, m, v) in zip(grads, states, strict=True):
+            kernel(g, 1e-3, w, m, v)
+    with traffic() as expressions:
+        for g, (w, m, v) in zip(grads[:10], states[:10], strict=True):
+            m *= 0.9
+            m += 0.1 * g
+            v *= 0.999
+            v += 0.001 * g * g
+            w -= 1e-3 * m / (cupy.sqrt(v) + 1e-8)
+    print(
+        f"launches for 1,000 parameters: optimkit {count['launches']}, an ElementwiseKernel per parameter "
+        f"{per_parameter['launches']}, CuPy expressions {100 * expressions['launches']}"
+    )
+    assert count["launches"] == 2
+    assert per_parameter["launches"] == 1000
+    assert expressions["launches"] > 100
+
+
+@pytest.mark.parametrize(
+    ("make", "read", "written"),
+    [
+        (lambda p: optimkit.SGD(p, lr=1e-2), 8, 4),
+        (lambda p: optimkit.SGD(p, lr=1e-2, momentum=0.9), 12, 8),
+        (lambda p: optimkit.Adam(p), 16, 12),
+        (lambda p: optimkit.Adam(p, **CLIP), 20, 12),
+        (lambda p: optimkit.Adam(p, nonfinite="skip", **CLIP), 20, 12),
+    ],
+    ids=["sgd", "momentum", "adam", "adam and clip", "adam, clip and skip"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bytes_per_element(cupy: Any, traffic: Any, make: Any, read: int, written: int, dtype: str) -> None:
+    """The minimum, and less than 3 % for tables."""
+    n, scale = 300_000, np.dtype(dtype).itemsize / 4
+    opt, grad = make(cupy.zeros(n, dtype)), cupy.ones(n, dtype)
+    opt.step(grad)
+    with traffic() as count:
+        opt.step(grad)
+    assert read * scale <= count["load_bytes"] / n < 1.03 * read * scale
+    assert written * scale <= count["store_bytes"] / n < 1.03 * written * scale
+
+
+@pytest.mark.parametrize("options", [{}, CLIP, {**CLIP, "nonfinite": "skip"}], ids=["plain", "clip", "skip"])
+def test_a_warm_step_uploads_allocates_and_waits_for_nothing(cupy: Any, traffic: Any, options: dict[str, Any]) -> None:
+    weights = {"a": cupy.zeros((300, 20), cupy.float32), "b": cupy.zeros(7, cupy.float32)}
+    grads = {name: cupy.ones_like(w) for name, w in weights.items()}
+    opt = optimkit.AdamW(weights, **options)
+    for _ in range(3):
+        opt.step(grads)
+    uploads = counters.uploads
+    with traffic() as count:
+        for _ in range(4):
+            result = opt.step(grads)
+            opt.lr = 0.9 * opt.lr
+    assert counters.uploads == uploads
+    assert all(copies["count"] == 0 for copies in count["copies"].values())
+    assert count["memory"]["allocs"] == 0
+    assert count["syncs"] == {"stream": 0, "device": 0, "event": 0}
+    with traffic() as count:
+        assert result.applied
+        assert (result.grad_norm is None) == (not options)
+    waited = count["copies"]["DtoH"]["count"] + sum(count["syncs"].values())
+    assert (waited > 0) == bool(options), "the result was not fetched when it was read"
+
+
+def test_replaced_gradients_are_one_upload(cupy: Any, traffic: Any) -> None:
+    weights = [cupy.zeros(n, cupy.float32) for n in range(1, 200)]
+    opt = optimkit.Adam(weights)
+    held = [cupy.ones_like(w) for w in weights]
+    opt.step(held)
+    for _ in range(3):
+        grads = [cupy.ones_like(w) for w in weights]
+        held += grads
+        uploads = counters.uploads
+        with traffic() as count:
+            opt.step(grads)
+        assert counters.uploads == uploads + 1
+        assert count["copies"]["HtoD"]["count"] == 1
+        assert sum(count["syncs"].values()) == 0
+
+
+def test_nothing_is_compiled_while_the_rate_changes(cupy: Any) -> None:
+    w, g = cupy.zeros(10, cupy.float32), cupy.ones(10, cupy.float32)
+    opt = optimkit.RMSProp(w, lr=lambda step: 0.1 / (1 + step))
+    opt.step(g)
+    before = counters.compiles, counters.cache_hits
+    for _ in range(3):
+        opt.step(g)
+    opt.lr = 0.5
+    opt.step(g)
+    assert (counters.compiles, counters.cache_hits) == before
+
+
+def test_many_uploads_under_way_need_buffers_of_their_own(cupy: Any) -> None:
+    from optimkit.engines.cuda_memory import Uploader
+
+    uploader, stream = Uploader(), cupy.cuda.get_current_stream()
+    targets = [cupy.zeros(10, cupy.int64) for _ in range(5)]
+    for number, target in enumerate(targets):
+        uploader.send(target.data.ptr, np.full(10, number), stream)
+    assert [int(target[3]) for target in targets] == [0, 1, 2, 3, 4]
+    for buffer in uploader._buffers:
+        buffer.event = SimpleNamespace(done=False)
+    held = len(uploader._buffers)
+    uploader.send(targets[0].data.ptr, np.full(10, 9), stream)
+    assert len(uploader._buffers) == held + 1
+
+
+def test_kernels_stay_inside_their_arrays(cupy: Any) -> None:
+    """Without the pool, every access outside of an allocation is an error on the emulated device."""
+    allocator = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(None)
+    try:
+        weights = [cupy.zeros(n, cupy.float32) for n in (1, 2, 3, 5, 127, 2049, 4095, 4097)]
+        opt = optimkit.AdamW(weights, nonfinite="skip", **CLIP)
+        for _ in range(2):
+            assert opt.step([cupy.ones_like(w) for w in weights], zero_grad=True).applied
+    finally:
+        cupy.cuda.set_allocator(allocator)
+
+
+def test_the_current_stream_is_used(cupy: Any) -> None:
+    w, g = cupy.zeros(1000, cupy.float32), cupy.ones(1000, cupy.float32)
+    opt = optimkit.SGD(w, lr=1.0)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    seen = []
+    runner_launch = None
+    with stream:
+        opt.step(g)
+        runner = opt._buckets[0].runner
+        runner_launch = runner._launch
+        runner._launch = lambda *args: (seen.append(args[-1].ptr), runner_launch(*args))
+        opt.step(g)
+    stream.synchronize()
+    assert seen == [stream.ptr]
+    assert (w.get() == -2.0).all()
