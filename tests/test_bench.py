@@ -252,6 +252,7 @@ def test_targets():
     }
     for options in (Options(threads=1), Options(threads=2, quick=True), Options(threads=2, dtype="float64")):
         assert set(judged(options, found).values()) == {None}
+        assert report.targets(targets.judge(options, found)).startswith("Targets: not measured, ")
     without = {"cells": [{**cells[0], "ratios": {}}], "extras": None, "torch": {"problem": "no torch here"}}
     text = report.targets(targets.judge(Options(threads=2), without))
     assert "large: >= 1.15x: not measured, no torch here" in text

@@ -93,4 +93,8 @@ def extras(found: dict[str, Any]) -> str:
 
 
 def targets(judged: Sequence[Target]) -> str:
+    """What is promised, line by line; in one line where nothing of it was measured, for one reason."""
+    reasons = {each.why for each in judged}
+    if len(reasons) == 1 and all(each.measured is None for each in judged):
+        return f"Targets: not measured, {reasons.pop()}"
     return "\n".join(["Targets", *map(str, judged)])
