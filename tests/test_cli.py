@@ -187,6 +187,7 @@ def test_cupy_without_a_driver_is_told_and_not_raised(capsys, monkeypatch):
         (["--backend", "jax"], "--backend jax must be one of numpy, cupy"),
         (["--only", "adam,lamb"], "--only names lamb; write one or more of sgd, adam, adamw, tail, large"),
         (["--only", " , "], "--only is empty"),
+        (["--only", "extras", "--backend", "cupy"], "--only extras is measured on the CPU alone"),
         (["--json", "nowhere/b.json"], "--json nowhere/b.json: there is no folder nowhere"),
         (["--json", "."], "--json . is a folder"),
     ],

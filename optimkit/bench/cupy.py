@@ -200,11 +200,13 @@ def host_seconds(cupy: Any, contestant: Contestant, rounds: int) -> float:
 
 
 def count_launches(cupy: Any, contestant: Contestant) -> int | None:
-    """Launches in a warm step: optimkit's own count; of others the nodes of a graph that captured it. None where that fails."""
+    """Launches in a warm step: optimkit's own count; of CuPy's kernels the nodes of a graph that captured it; else None."""
     if contestant.optimizer is not None:
         before = optimkit.counters.launches
         contestant.step()
         return optimkit.counters.launches - before or None
+    if contestant.name == FUSED:  # torch has streams of its own
+        return None
     try:
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:

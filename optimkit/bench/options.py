@@ -65,6 +65,8 @@ class Options:
             If one is not allowed; the message names it.
         """
         workloads, shapes, extras = _parts(only)
+        if backend == "cupy" and not workloads:
+            raise ValueError("--only extras is measured on the CPU alone; leave out --backend cupy, or name more")
         return cls(
             backend=_one_of("--backend", backend, BACKENDS),
             workloads=workloads,
