@@ -125,7 +125,11 @@ def _strided(xp: Any, values: Any) -> Any:
     steps = (2, 3, 2, 2)
     shape = tuple(n * step for n, step in zip(values.shape, steps, strict=False))
     buffer = xp.full(shape, float("nan"), dtype=values.dtype)
-    return buffer[tuple(slice(None, None, step) for step in steps[: values.ndim])]
+    return buffer[(*(slice(None, None, step) for step in steps[: values.ndim]), ...)]
+
+
+def _flipped(values: Any) -> Any:
+    return (*(slice(None, None, -1),) * values.ndim, ...)  # the dots keep a 0-d array an array
 
 
 # How to make an array of a shape and dtype in each layout. `permuted` has its last axis first in memory.
@@ -136,8 +140,8 @@ _LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
         tuple(range(1, values.ndim)) + (0,) * bool(values.ndim)
     ),
     "strided": _strided,
-    "negative": lambda xp, values: xp.empty(values.shape, dtype=values.dtype)[(slice(None, None, -1),) * values.ndim],
-    "negative strided": lambda xp, values: _strided(xp, values)[(slice(None, None, -1),) * values.ndim],
+    "negative": lambda xp, values: xp.empty(values.shape, dtype=values.dtype)[_flipped(values)],
+    "negative strided": lambda xp, values: _strided(xp, values)[_flipped(values)],
 }
 LAYOUTS = tuple(_LAYOUTS)
 
