@@ -22,7 +22,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python(?: needs=(?P<needs>\w+))?\n(?P<code>.*?)^```\n(?:\n?^```text\n(?P<output>.*?)^```\n)?", re.M | re.S)
+PYTHON, TEXT = r"^```python(?: needs=(?P<needs>\w+))?\n(?P<code>.*?)^```\n", r"^```text\n(?P<output>.*?)^```\n"
+BLOCK = re.compile(rf"{PYTHON}(?:\n?{TEXT})?", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]*))?\)")
 SHOWN = "...\n"  # a line that stands for any number of lines
 
@@ -40,8 +41,8 @@ class Block:
 
 def blocks_of(text: str) -> list[Block]:
     return [
-        Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["needs"], match["output"], match.span("output"))
-        for match in BLOCK.finditer(text)
+        Block(1 + text.count("\n", 0, each.start("code")), each["code"], each["needs"], each["output"], each.span("output"))
+        for each in BLOCK.finditer(text)
     ]
 
 
