@@ -200,7 +200,10 @@ def host_seconds(cupy: Any, contestant: Contestant, rounds: int) -> float:
 
 
 def count_launches(cupy: Any, contestant: Contestant) -> int | None:
-    """Launches in a warm step: optimkit's own count; of CuPy's kernels the nodes of a graph that captured it; else None."""
+    """Launches in a warm step: optimkit's own count; for CuPy's functions the nodes of a graph that captured it; else None.
+
+    The nodes are launches and memsets.
+    """
     if contestant.optimizer is not None:
         before = optimkit.counters.launches
         contestant.step()

@@ -69,7 +69,7 @@ def launches(found: Sequence[dict[str, Any]]) -> str:
     """Launches in a step, on a device."""
     names = list(found[0]["launches"])
     rows = [[cell["title"], *(str(cell["launches"][name] or "?") for name in names)] for cell in found]
-    return f"{table(['launches in a step', *names], rows)}\n"
+    return f"{table(['launches and memsets', *names], rows)}\n"
 
 
 def extras(found: dict[str, Any]) -> str:
