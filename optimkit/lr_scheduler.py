@@ -14,6 +14,7 @@ the product, `opt.lr = x` sets the base.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ class LRScheduler:
         self.optimizer = optimizer
         self._epoch = 0
         factor = self._checked_factor(0)
-        self._key = optimizer._add_factor(factor)
+        self._factor = 1.0
+        self._key = optimizer._add_factor(self._factor)
+        self._set_factor(0, factor)
         self._last_lr = self.get_current_lr()
 
     def factor(self, epoch: int) -> float:
@@ -76,15 +79,29 @@ class LRScheduler:
         Raises
         ------
         ValueError
-            If it is no whole number from 0, or its factor is no number in [0, inf). Nothing is changed.
+            If it is no whole number from 0, or its factor or the learning rate is no number in [0, inf).
+            Nothing is changed.
         """
         epoch = check_whole(f"{type(self).__name__}: epoch", epoch, 0)
-        self.optimizer._set_factor(self._key, self._checked_factor(epoch))
+        self._set_factor(epoch, self._checked_factor(epoch))
         self._epoch = epoch
+
+    def _set_factor(self, epoch: int, factor: float) -> None:
+        """Set the factor, or leave it where the rate would overflow or a schedule raises."""
+        self.optimizer._set_factor(self._key, factor)
+        try:
+            rates = self.get_current_lr()
+            if not all(map(math.isfinite, rates if isinstance(rates, list) else [rates])):
+                raise ValueError(f"{type(self).__name__}: the learning rate of epoch {epoch} = {rates!r} must be {FACTOR}")
+        except BaseException:
+            self.optimizer._set_factor(self._key, self._factor)
+            raise
+        self._factor = factor
 
     def print_lr(self) -> None:
         """Print the epoch and its learning rate."""
-        print(f"epoch {self.get_current_epoch()}: learning rate adjusted to [{self.get_current_lr()}]")
+        rate = self.get_current_lr()
+        print(f"epoch {self.get_current_epoch()}: learning rate adjusted to {rate if isinstance(rate, list) else [rate]}")
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the settings, as plain numbers and lists. Functions are code, and stay the caller's."""
@@ -131,6 +148,9 @@ class LRScheduler:
             problems.append(f"it was saved by {saved['scheduler']}")
         elif not isinstance(saved["settings"], Mapping) or set(saved["settings"]) != set(self._settings()):
             problems.append(f"its settings are {saved['settings']!r}, here are {', '.join(self._settings()) or 'none'}")
+        rates = saved["last_lr"] if isinstance(saved["last_lr"], list) else [saved["last_lr"]]
+        if not rates or not all(isinstance(rate, float) for rate in rates):
+            problems.append(f"its last_lr is {saved['last_lr']!r}, no learning rate")
         return problems
 
     def _settings(self) -> dict[str, Any]:

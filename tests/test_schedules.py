@@ -108,6 +108,7 @@ def test_growth_without_bound_becomes_infinite_and_the_optimizer_refuses_it():
         (lambda: schedules.exponential("0.1", 0.9), r"exponential: value = '0\.1' must be a finite number"),
         (lambda: schedules.exponential(None, 0.9), r"exponential: value = None must be a finite number"),
         (lambda: schedules.constant(math.inf), r"constant: value = inf must be a finite number"),
+        (lambda: schedules.constant(10**400), r"constant: value = 1000.* must be a finite number"),
         (lambda: schedules.constant(by_name), r"constant: value = <function by_name .* must be a finite number"),
         (lambda: schedules.linear(0.0, 0.1, 0), r"linear: steps = 0 must be a whole number from 1"),
         (lambda: schedules.linear(0.0, True, 10), r"linear: end = True must be a finite number"),
@@ -239,6 +240,9 @@ def test_print_lr(capsys):
     scheduler.step()
     scheduler.print_lr()
     assert capsys.readouterr().out == "epoch 1: learning rate adjusted to [0.5]\n"
+    opt.set(where="b", lr=0.1)
+    scheduler.print_lr()
+    assert capsys.readouterr().out == "epoch 1: learning rate adjusted to [0.5, 0.05]\n"
 
 
 def test_setting_the_rate_sets_the_base_and_factors_stay_on_top():
@@ -324,6 +328,22 @@ def test_a_bad_value_later_on_changes_nothing():
     assert (scheduler.get_current_epoch(), opt.lr, scheduler.get_last_lr()) == (2, 0.025, 0.05)
     with pytest.raises(ValueError, match=r"MultiplicativeLR: epoch = -1 must be a whole number from 0"):
         scheduler.set_current_epoch(-1)
+
+
+def test_a_rate_that_overflows_changes_nothing():
+    opt = optimkit.SGD([{"params": {"W": np.ones(2)}}, {"params": {"b": np.ones(2)}, "lr": 1e300}], lr=1.0)
+    scheduler = lr_scheduler.ExponentialLR(opt, 10.0)
+    scheduler.step()
+    with pytest.raises(ValueError, match=r"ExponentialLR: the learning rate of epoch 300 = \[.*inf\] must be a number"):
+        scheduler.set_current_epoch(300)
+    assert (scheduler.get_current_epoch(), opt.lr) == (1, [10.0, 1e301])
+    saved = scheduler.state_dict()
+    with pytest.raises(ValueError, match="nothing was changed"):
+        scheduler.load_state_dict(saved | {"settings": {"gamma": 100.0}, "epoch": 300})
+    assert (scheduler.state_dict(), opt.lr) == (saved, [10.0, 1e301])
+    with pytest.raises(ValueError, match=r"LambdaLR: the learning rate of epoch 0 = .*inf"):
+        lr_scheduler.LambdaLR(opt, lambda epoch: 1e10)
+    assert opt.lr == [10.0, 1e301]
 
 
 def test_only_optimizers_with_a_rate_are_scheduled():
@@ -424,6 +444,8 @@ def test_loading_restores_the_settings():
     [
         ({"scheduler": "ExponentialLR"}, "it was saved by ExponentialLR"),
         ({"format": 9}, "its format is 9, this version reads 1"),
+        ({"last_lr": "0.1"}, "its last_lr is '0.1', no learning rate"),
+        ({"last_lr": []}, "its last_lr is [], no learning rate"),
         ({"epoch": -1}, "epoch = -1 must be a whole number from 0"),
         ({"settings": {"gamma": 0.5}}, "its settings are {'gamma': 0.5}, here are step_size, gamma"),
         ({"settings": {"step_size": 0, "gamma": 0.5}}, "step_size = 0 must be a whole number from 1"),

@@ -18,7 +18,7 @@ def check_number(what: str, value: Any, allowed: Range = FINITE) -> float:
         raise ValueError(message)
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(message) from error
     if number not in allowed:
         raise ValueError(message)
