@@ -33,7 +33,8 @@ def test_adam_written_out_in_numpy_has_the_bits_of_the_oracle():
             b1, b2 = powers(0.9, t), powers(0.999, t)
             m = dtype(0.9) * m + dtype(1 - 0.9) * g
             v = dtype(0.999) * v + dtype(1 - 0.999) * (g * g)
-            w = w - dtype(0.01 / (1 - b1)) * m / (np.sqrt(v) / dtype(math.sqrt(1 - b2)) + dtype(1e-8))
+            c = math.sqrt(1 - b2)
+            w = w - dtype(0.01 / (1 - b1) * c) * m / (np.sqrt(v) + dtype(1e-8 * c))
             oracle.step({"0": g})
             np.testing.assert_array_equal(oracle.params["0"], w)
             np.testing.assert_array_equal(oracle.state["0"]["v"], v)

@@ -76,7 +76,8 @@ class Adam(Optimizer):
         new = {"m": m, "v": v}
         if self.amsgrad:
             v = new["v_max"] = xp.maximum(s.v_max, v)
-        return h.lr / (1 - b1**h.t) * m / (xp.sqrt(v) / (1 - b2**h.t) ** 0.5 + h.eps), new
+        c = (1 - b2**h.t) ** 0.5  # multiplied through: one division per element, not two (section 2 of the paper)
+        return h.lr / (1 - b1**h.t) * c * m / (xp.sqrt(v) + h.eps * c), new
 
 
 class AMSGrad(Adam):
