@@ -57,7 +57,7 @@ class Adam(Optimizer):
     >>> params = {"w": np.ones(2, np.float32)}
     >>> opt = optimkit.Adam(params, lr=0.1)
     >>> result = opt.step({"w": np.array([0.5, -2.0], np.float32)})
-    >>> params["w"]
+    >>> params["w"].round(6)
     array([0.9, 1.1], dtype=float32)
     """
 
