@@ -9,6 +9,7 @@ import pytest
 from optimkit.bench import contestants, cpu, cupy, floor, fresh, measure, report, targets, warm, workloads
 from optimkit.bench.contestants import BY_HAND, FLOOR, FOREACH, FUSED, OPTIMKIT, Contestant
 from optimkit.bench.options import Options
+from optimkit.bench.run import run
 from optimkit.bench.shapes import FULL, QUICK, Shapes
 from optimkit.bench.workloads import WORKLOADS
 from optimkit.cli import main
@@ -324,6 +325,16 @@ def test_a_run_without_torch_says_so(monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "no torch (torch can't be imported; pip install torch)" in text
     assert FUSED not in text
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.3, False), (64.0, True), (None, False)])
+def test_a_busy_machine_is_told(monkeypatch, load, busy):
+    monkeypatch.setattr("optimkit.bench.cpu.measure", lambda options, show: {})
+    monkeypatch.setattr("optimkit.bench.run.load_average", lambda: load)
+    monkeypatch.setattr("optimkit.info.machine", lambda: {"cores": 2})
+    shown = []
+    assert run(Options(), shown.append)["load_average"] == load
+    assert shown == ["The machine is busy (load average 64.0, 2 cores): what follows is not to be relied on."] * busy
 
 
 def test_a_file_that_can_not_be_written(monkeypatch, tmp_path, capsys):

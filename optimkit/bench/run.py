@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,9 @@ import optimkit
 from optimkit import info
 from optimkit.bench.options import Options
 from optimkit.engines import cache
+
+
+BUSY = 0.4  # load average per core, above which somebody else is at work
 
 
 class Unavailable(Exception):
@@ -44,9 +48,13 @@ def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]
         from optimkit.bench.cupy import measure
     else:
         from optimkit.bench.cpu import measure
+    machine, load = info.machine(), load_average()
+    if load is not None and load > BUSY * machine["cores"]:
+        show(f"The machine is busy (load average {load:.1f}, {machine['cores']} cores): what follows is not to be relied on.")
     found = {
         "optimkit": optimkit.__version__,
-        "machine": info.machine(),
+        "machine": machine,
+        "load_average": load,
         "options": {key: value for key, value in vars(options).items() if key != "json"},
         **measure(options, show),
     }
@@ -55,6 +63,11 @@ def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]
             raise OSError(f"--json {options.json} could not be written")
         show(f"All numbers are in {options.json}")
     return found
+
+
+def load_average() -> float | None:
+    """Processes that ran in the last minute, on average; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def progress(text: str) -> None:
