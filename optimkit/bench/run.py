@@ -13,7 +13,6 @@ from optimkit import info
 from optimkit.bench.options import Options
 from optimkit.engines import cache
 
-
 BUSY = 0.4  # load average per core, above which somebody else is at work
 
 
