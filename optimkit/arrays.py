@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import array_api_compat
@@ -204,7 +205,7 @@ def overlap(a: Any, b: Any) -> bool:
     if library(a) != "numpy" or library(b) != "numpy":
         a, b = _shadow(a), _shadow(b)
     try:
-        return bool(np.shares_memory(a, b, max_work=10**6))
+        return bool(np.shares_memory(a, b, max_work=10**6))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -233,7 +234,7 @@ class Layout:
         if library(x) not in STRIDED:
             return cls(tuple(range(x.ndim)), (False,) * x.ndim)
         strides = [0 if n == 1 else step for step, n in zip(byte_strides(x), x.shape, strict=True)]
-        plain = all(a >= b for a, b in zip(strides, strides[1:], strict=False)) and min(strides, default=0) >= 0
+        plain = all(a >= b for a, b in pairwise(strides)) and min(strides, default=0) >= 0
         if plain:
             return cls(tuple(range(x.ndim)), (False,) * x.ndim)
         axes = tuple(sorted(range(x.ndim), key=lambda axis: (-abs(strides[axis]), axis)))

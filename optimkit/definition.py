@@ -77,7 +77,8 @@ def _is_number(value: Any) -> bool:
 
 def _unannotated(cls: type, name: str, value: Any) -> str:
     kind = type(value).__name__
-    number = next((base._numbers[name] for base in cls.__mro__[1:] if name in getattr(base, "_numbers", ())), None)
+    inherited: list[Mapping[str, Any]] = [getattr(base, "_numbers", {}) for base in cls.__mro__[1:]]
+    number = next((numbers[name] for numbers in inherited if name in numbers), None)
     text = f"{cls.__name__}.{name} = {value!r} has no annotation and would be ignored; write "
     if number is not None:
         return f"{text}`{name}: {'tuple[Scalar, ...]' if number.many else 'Scalar'} = {value!r}` for another default"
@@ -93,7 +94,8 @@ def _unannotated(cls: type, name: str, value: Any) -> str:
 def _check_free(cls: type, name: str) -> None:
     """Raise where a new field is called like a method, or like something that the driver needs."""
     for base in cls.__mro__[1:]:
-        if callable(vars(base).get(name)) or isinstance(vars(base).get(name), property) or name in getattr(base, "_reserved", ()):
+        there = vars(base).get(name)
+        if callable(there) or isinstance(there, property) or name in getattr(base, "_reserved", ()):
             raise TypeError(f"{cls.__name__}.{name}: this name is taken by {base.__name__}; call the field otherwise")
 
 

@@ -108,7 +108,7 @@ class Rule:
         dataclass(eq=False, repr=False)(cls)
         hints = resolve_hints(cls)
         numbers, structure = {}, []
-        for field in dataclasses.fields(cls):
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             number = parse_annotation(cls.__name__, field.name, hints[field.name])
             if number is None:
                 structure.append(field.name)
@@ -139,8 +139,8 @@ class Rule:
                 hash(value)
             except TypeError:
                 raise TypeError(
-                    f"{cls.__name__}: {name} = {shown(value)} is structure, part of a kernel's key, and must be hashable: a tuple in "
-                    "the place of a list; arrays belong into slots, numbers that change into fields annotated Scalar"
+                    f"{cls.__name__}: {name} = {shown(value)} is structure, part of a kernel's key, and must be hashable: a tuple "
+                    "in the place of a list; arrays belong into slots, numbers that change into fields annotated Scalar"
                 ) from None
         return value
 
@@ -149,7 +149,8 @@ class Rule:
             known = ", ".join((*self._numbers, *self._structure))
             raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {known}")
         if self.__dict__.get("_structure_only"):
-            raise TypeError(f"{type(self).__name__}: self.{name} = ... in an update; rules are pure: return new values of slots")
+            kind = type(self).__name__
+            raise TypeError(f"{kind}: self.{name} = ... in an update; rules are pure: return new values of slots")
         if name in self._structure:
             value = self._coerce(name, value)
             self._structure_changed()
@@ -190,8 +191,9 @@ class Rule:
     def _shown(self) -> dict[str, Any]:
         """The fields that a repr shows: all numbers, and structure that is not the default."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        structure = [name for name in self._structure if name in self.__dict__ and not _same(self.__dict__[name], defaults[name])]
-        return {name: self.__dict__[name] for name in (*self._numbers, *structure) if name in self.__dict__}
+        own = self.__dict__
+        structure = [name for name in self._structure if name in own and not _same(own[name], defaults[name])]
+        return {name: own[name] for name in (*self._numbers, *structure) if name in own}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._shown().items())})"

@@ -140,6 +140,13 @@ def test_a_schedule_is_the_value_of_any_number_and_compiles_nothing():
     assert (chain.counters["traces"], optimkit.counters.compiles) == before
 
 
+def test_a_penalty_with_a_schedule_has_no_value():
+    w = np.array([1.0, -2.0])
+    assert optimkit.ElasticNet(0.5, 0.25).value(w) == 0.5 * 3 + 0.25 * 5
+    with pytest.raises(TypeError, match=r"L2\.value: l2 is a schedule; write L2\(l2=l2\(opt\.count\), \.\.\.\)\.value\(w\)"):
+        optimkit.L2(schedules.constant(0.5)).value(w)
+
+
 def test_a_schedule_counts_steps_from_0_skipped_ones_too():
     asked = []
     opt = optimkit.SGD(np.ones(2), lr=lambda n: asked.append(n) or 0.1, nonfinite="skip")

@@ -97,7 +97,8 @@ def run(chain: Chain, w: Any, g: Any, slots: Mapping[SlotKey, Any], numbers: Fin
     try:
         new: dict[SlotKey, Any] = {}
         seen = {
-            index: (rule._structure_only(), Slots(rule, _own(slots, index)), numbers(index, rule)) for index, rule in chain.rules
+            index: (rule._structure_only(), Slots(rule, _own(slots, index)), numbers(index, rule))
+            for index, rule in chain.rules
         }
 
         def call(index: int, method: str, *args: Any) -> Any:
@@ -210,7 +211,8 @@ def trace(
         if node.kind == BOOLEAN:
             raise TypeError(f"{what} is a comparison; write xp.where(condition, 1.0, 0.0)")
         if slot.extent != "element" and node.level is Level.ELEMENT:
-            raise TypeError(f"{what} has one value per element, but it is declared per {slot.extent}; reduce it, or declare it so")
+            declared = f"it is declared per {slot.extent}; reduce it, or declare it so"
+            raise TypeError(f"{what} has one value per element, but {declared}")
         if slot.extent == "optimizer" and not _same_for_all(node):
             raise TypeError(f"{what} differs between parameters, but it is declared per optimizer; take total(...) of it")
         outputs["slot", index, name, slot.extent] = node

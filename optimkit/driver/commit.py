@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 try:  # the functions below the enum wrappers of `signal`, which cost more than a small step's kernel
-    import _signal as signal
+    import _signal as signal  # type: ignore[import-not-found]
 except ImportError:
-    import signal  # type: ignore[no-redef]
+    import signal
 
 
 @contextmanager

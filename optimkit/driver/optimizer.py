@@ -141,7 +141,8 @@ class Optimizer(Membership, base=True):
         with self._lock:
             self._require_entries()
             if self._stepping:
-                raise RuntimeError(f"{type(self).__name__}.step() was called in its own step, by a schedule or a signal handler")
+                kind = type(self).__name__
+                raise RuntimeError(f"{kind}.step() was called in its own step, by a schedule or a signal handler")
             try:
                 self.__dict__["_stepping"] = True
                 self._adopt_changed()
@@ -223,7 +224,9 @@ class Optimizer(Membership, base=True):
             buckets = self._build_buckets(self.engine)
             build.shared_slots(buckets, self._shared)
             if self.capturable and not all(bucket.on_device for bucket in buckets):
-                raise ValueError("capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced to 'eager'")
+                raise ValueError(
+                    "capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced to 'eager'"
+                )
             if any(bucket.on_device for bucket in buckets):
                 DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
             self.__dict__["_buckets"] = buckets
@@ -378,7 +381,9 @@ def _check_options(self: Optimizer) -> tuple[Transform, ...]:
         if not isinstance(getattr(self, option), bool):
             raise TypeError(f"{name}: {option} = {getattr(self, option)!r} must be True or False")
     if self.capturable and self.nonfinite == "raise":
-        raise ValueError(f"{name}: nonfinite = 'raise' waits for the device, which a captured step can't; use 'skip' with capturable = True")
+        raise ValueError(
+            f"{name}: nonfinite = 'raise' waits for the device, which a captured step can't; use 'skip' with capturable = True"
+        )
     if self.penalty is not None and not isinstance(self.penalty, Penalty):
         raise TypeError(f"{name}: penalty = {self.penalty!r} must be a Penalty, such as optimkit.L2(1e-4)")
     links = self.transforms if isinstance(self.transforms, list | tuple) else None
@@ -409,6 +414,7 @@ def _name_nonfinite(buckets: Sequence[Bucket]) -> str:
     for bucket in buckets:
         for node, value in bucket.values.items():
             if node.op == "sum_of_squares" and node.args[0].op in ("g", "negative"):
-                names += [e.name for e, x, on in zip(bucket.entries, value, bucket.active, strict=True) if on and not np.isfinite(x)]
+                bad = bucket.active & ~np.isfinite(value)
+                names += [entry.name for entry, is_bad in zip(bucket.entries, bad, strict=True) if is_bad]
     shown = ", ".join(map(repr, dict.fromkeys(names)))
     return f"the gradient of {shown} has NaN or Inf; nothing was written. Use nonfinite='skip' to leave such steps out"

@@ -96,7 +96,8 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
             "links": [{"class": type(link).__name__, **_plain(link.__dict__, link)} for link in optimizer._links],
             "shared": {name: float(value) for name, value in view.shared.items()},
             "state": {
-                name: {"t": slots.t, "slots": {slot: _copy(value) for slot, value in slots.items()}} for name, slots in view.items()
+                name: {"t": slots.t, "slots": {slot: _copy(value) for slot, value in slots.items()}}
+                for name, slots in view.items()
             },
         }
 
@@ -163,7 +164,8 @@ def _differences(optimizer: Any, saved: Mapping[str, Any], views: Mapping[str, S
         problems.append(f"it has the links {[each.get('class') for each in saved['links']]}, here are {links}")
     here = [[entry.name for entry in optimizer._entries if entry.group is group] for group in optimizer._groups]
     if [each.get("params") for each in saved["groups"]] != here:
-        problems.append(f"its groups have the parameters {[each.get('params') for each in saved['groups']]}, here they have {here}")
+        there = [each.get("params") for each in saved["groups"]]
+        problems.append(f"its groups have the parameters {there}, here they have {here}")
     problems += [f"parameter {name!r} is missing in it" for name in views if name not in saved["state"]]
     problems += [f"parameter {name!r} is unknown here" for name in saved["state"] if name not in views]
     for name, view in views.items():
@@ -188,9 +190,8 @@ def _slot_differences(name: str, view: SlotView, part: Any) -> list[str]:
         if tuple(np.shape(theirs)) != tuple(mine.shape):
             problems.append(f"{name!r}: slot {slot!r} has shape {tuple(np.shape(theirs))}, here {tuple(mine.shape)}")
         elif arrays.is_array(theirs) and arrays.dtype_name(theirs) != arrays.dtype_name(mine):
-            problems.append(
-                f"{name!r}: slot {slot!r} is {arrays.dtype_name(theirs)}, here {arrays.dtype_name(mine)}; convert it if that is meant"
-            )
+            dtypes = f"{arrays.dtype_name(theirs)}, here {arrays.dtype_name(mine)}"
+            problems.append(f"{name!r}: slot {slot!r} is {dtypes}; convert it if that is meant")
     return sorted(problems)
 
 

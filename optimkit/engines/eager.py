@@ -178,7 +178,7 @@ class SlicedRunner(EagerRunner):
             return bool(value) if node.kind == BOOLEAN else np.dtype(self.dtype).type(value)
 
     def _flat(self, x: Any) -> np.ndarray:
-        return x.reshape(-1)  # a copy where it is strided
+        return x.reshape(-1)  # type: ignore[no-any-return]  # a copy where it is strided
 
     def _member_arrays(self, p: int, keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
         member = self.members[p]

@@ -173,7 +173,10 @@ class NumbaRunner:
         self.addresses: list[int] = []
         self.workers, self.copy = 1, 0
         self.reductions = [  # of each stage that reads: its results, and what is computed
-            (np.zeros((len(members), len(stage.reductions))), np.array([OPERATIONS[node.op] for node in stage.reductions], np.int64))
+            (
+                np.zeros((len(members), len(stage.reductions))),
+                np.array([OPERATIONS[node.op] for node in stage.reductions], np.int64),
+            )
             for stage in plan.reading
         ]
         self._fill_slots()

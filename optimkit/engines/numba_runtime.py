@@ -45,7 +45,7 @@ load_float64, store_float64 = _make_load(types.float64), _make_store(types.float
 load_int64, store_int64 = _make_load(types.int64), _make_store(types.int64)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def claim(typing_context: Any, address: Any, step: Any) -> Any:
     """Add `step` to the counter at `address`; its value before. Safe between threads."""
 
@@ -56,7 +56,7 @@ def claim(typing_context: Any, address: Any, step: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def call_copy(typing_context: Any, function: Any, layout: Any, data: Any, start: Any, n: Any, dense: Any, mode: Any) -> Any:
     """Call a compiled `copy(layout, data, start, n, dense, mode)` at the address `function`."""
 

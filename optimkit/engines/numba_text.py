@@ -16,8 +16,8 @@ from optimkit.fusion.show import formula, traffic
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
 
 CHUNK = 16384
-JOB = ("chunks", "counter", "n_chunks", "table", "rows", "uniforms", "scratch", "partials", "results", "operations", "copy", "zero")
-JOB += ("n_params", "entry_bytes", "count")
+JOB: tuple[str, ...] = ("chunks", "counter", "n_chunks", "table", "rows", "uniforms", "scratch", "partials", "results")
+JOB += ("operations", "copy", "zero", "n_params", "entry_bytes", "count")
 ENTRY = ("size", "row", "flags", "first_unit", "layout_w", "layout_g")
 ABSENT, GATHER_W, GATHER_G, ZERO_G = 1, 2, 4, 8  # bits of flags
 SCRATCH = 2 * CHUNK * 8  # bytes: a chunk of the weight and one of the gradient; the lanes follow

@@ -43,7 +43,7 @@ def host_text(outputs: Sequence[Node]) -> tuple[str, tuple[Hashable, ...]]:
     uses.update(id(node) for node in outputs)
     numbers = tuple(node.key for node in nodes if node.op == "number")
     names: dict[int, str] = {}
-    lines = []
+    lines: list[str] = []
     for node in nodes:
         if node.level is not Level.HOST:
             raise ValueError(f"{node.op} is not known on the host")

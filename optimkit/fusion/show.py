@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import cast
 
 from optimkit.fusion.graph import REDUCTIONS, Node
 from optimkit.fusion.stages import Plan
@@ -25,11 +26,13 @@ _INFIX = {
 }
 
 Namer = Callable[[Node], str | None]
+NumberKey = tuple[int, str, int | None]  # the rule in the chain, the name, the place in a tuple
+SlotKey = tuple[int, str, str]  # the rule in the chain, the name, the extent
 
 
 def number_name(key: Hashable) -> str:
     """The name of a number in formulas: "lr", "betas[0]"; a link's has its index: "max_norm@1"."""
-    index, name, position = key  # type: ignore[misc]
+    index, name, position = cast(NumberKey, key)
     text = name if position is None else f"{name}[{position}]"
     return text if index == 0 else f"{text}@{index}"
 
@@ -42,7 +45,7 @@ def leaf_name(node: Node) -> str:
     if node.op == "constant":
         return f"{node.key!r}"
     if node.op == "slot":
-        index, name, _ = node.key  # type: ignore[misc]
+        index, name, _ = cast(SlotKey, node.key)
         return name if index == 0 else f"{name}@{index}"
     return node.op
 
@@ -90,19 +93,18 @@ def show_plan(plan: Plan, itemsize: int) -> str:
             read, written = traffic(plan, plan.stages.index(stage), itemsize)
             kind = "last stage" if stage is plan.last else "stage"
             lines.append(f"{kind} {plan.stages.index(stage) + 1}: {read} bytes read, {written} written per element:")
-            counter = 0
             shared = [node for node in stage.nodes if sum(node in other.args for other in stage.nodes) > 1]
-            for node in shared:
-                lines.append(f"    x{counter} = {formula(node, names.get)}")
-                names[node] = f"x{counter}"
-                counter += 1
+            for place, node in enumerate(shared):
+                lines.append(f"    x{place} = {formula(node, names.get)}")
+                names[node] = f"x{place}"
             for key, node in stage.outputs.items():
-                lines.append(f"    {output_name(key)} <- {formula(node, lambda n, own=node: None if n is own else names.get(n))}")
+                others = {known: name for known, name in names.items() if known is not node}
+                lines.append(f"    {output_name(key)} <- {formula(node, others.get)}")
         for node in plan.uniform_rounds.get(number, ()):
             if node.args:
-                column = f"u{len([1 for known in names.values() if known.startswith('u')])}"
-                lines.append(f"    {column} = {formula(node, names.get)}        ({_scope(node)}, float64)")
-                names[node] = column
+                uniform = f"u{sum(known.startswith('u') for known in names.values())}"
+                lines.append(f"    {uniform} = {formula(node, names.get)}        ({_scope(node)}, float64)")
+                names[node] = uniform
     for key, node in plan.slot_outputs.items():
         lines.append(f"    {output_name(key)} <- {formula(node, names.get)}")
     return "\n".join(lines)

@@ -139,7 +139,8 @@ def make_plan(program: Program, floor: Mapping[Hashable, int]) -> Plan:
         if node.op in REDUCTIONS:
             by_round.setdefault(found[node], []).append(node)
     stages = [_stage(number, tuple(nodes), {}) for number, nodes in sorted(by_round.items())]
-    element_outputs, slot_outputs = {}, {}
+    element_outputs: dict[Hashable, Node] = {}
+    slot_outputs: dict[Hashable, Node] = {}
     for key, node in program.outputs.items():
         (element_outputs if _per_element(key) else slot_outputs)[key] = node
     stages.append(_stage(max(found.values(), default=0) + 1, (), element_outputs))

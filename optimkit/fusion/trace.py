@@ -290,7 +290,7 @@ class TracingNamespace(Namespace):
 
         if not self._wide:
             return self._apply("sqrt", squares(0))
-        return norm_of_squares(self, squares(0), squares(-SCALE), squares(SCALE))
+        return norm_of_squares(self, squares(0), squares(-SCALE), squares(SCALE))  # type: ignore[no-any-return]
 
     def total(self, x: Traced) -> Traced:
         """The sum over all elements of all parameters that have a gradient in this step."""

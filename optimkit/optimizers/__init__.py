@@ -5,4 +5,4 @@ from optimkit.optimizers.adam import Adam, AdamW, AMSGrad
 from optimkit.optimizers.rmsprop import RMSProp
 from optimkit.optimizers.sgd import SGD
 
-__all__ = ["AMSGrad", "Adagrad", "Adam", "AdamW", "RMSProp", "SGD"]
+__all__ = ["SGD", "AMSGrad", "Adagrad", "Adam", "AdamW", "RMSProp"]

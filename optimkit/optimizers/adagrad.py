@@ -66,7 +66,7 @@ class Adagrad(Optimizer):
             raise ValueError("Adagrad: initial_accumulator_value must be a number: it is used once, when the state is made")
 
     def slots(self) -> dict[str, Slot]:
-        return {"v": full(self.initial_accumulator_value).real()}
+        return {"v": full(self.initial_accumulator_value).real()}  # type: ignore[arg-type]
 
     def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
         lr = h.lr / (1 + (h.t - 1) * h.lr_decay)

@@ -38,7 +38,7 @@ class L1(Penalty):
 
     def value(self, w: Any) -> float:
         """l1 * sum |w|."""
-        return float(self.l1) * float(abs(w).sum())
+        return _fixed(self, "l1") * float(abs(w).sum())
 
 
 class L2(Penalty):
@@ -72,7 +72,7 @@ class L2(Penalty):
 
     def value(self, w: Any) -> float:
         """l2 * sum |w|^2."""
-        return float(self.l2) * float((abs(w) ** 2).sum())
+        return _fixed(self, "l2") * float((abs(w) ** 2).sum())
 
 
 class ElasticNet(Penalty):
@@ -111,4 +111,13 @@ class ElasticNet(Penalty):
 
     def value(self, w: Any) -> float:
         """l1 * sum |w| + l2 * sum |w|^2."""
-        return float(self.l1) * float(abs(w).sum()) + float(self.l2) * float((abs(w) ** 2).sum())
+        return _fixed(self, "l1") * float(abs(w).sum()) + _fixed(self, "l2") * float((abs(w) ** 2).sum())
+
+
+def _fixed(penalty: Penalty, name: str) -> float:
+    """A number of a penalty that is no schedule, whose value would depend on the step."""
+    value = getattr(penalty, name)
+    if callable(value):
+        kind = type(penalty).__name__
+        raise TypeError(f"{kind}.value: {name} is a schedule; write {kind}({name}={name}(opt.count), ...).value(w)")
+    return float(value)
