@@ -31,20 +31,21 @@ from optimkit.transforms import ClipByGlobalNorm, ClipByValue, WeightDecay
 
 
 class Trust(Optimizer):
-    """Values per parameter: a trust ratio, a mean, the largest and the smallest element; a slot per parameter."""
+    """Values per parameter: a trust ratio, a mean, the largest and the smallest element; a slot per parameter, and one
+    that keeps the last weight as it was."""
 
     lr: Scalar = 0.1
     beta: Scalar = 0.75
 
     def slots(self):
-        return {"m": full(0.5), "scale": full(1.0).per("parameter")}
+        return {"m": full(0.5), "last": zeros, "scale": full(1.0).per("parameter")}
 
     def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
         m = h.beta * s.m + (1 - h.beta) * (g - xp.mean(g))
         size, width = norm(w), xp.max(g) - xp.min(g)
         ratio = xp.where((size > 0) & (width > 0), size / width, 1.0)
         scale = h.beta * s.scale + (1 - h.beta) * xp.clip(ratio, 0.01, 10.0)
-        return h.lr * scale * m, {"m": m, "scale": scale}
+        return h.lr * scale * m, {"m": m, "last": w, "scale": scale}
 
 
 class Distance(Optimizer):

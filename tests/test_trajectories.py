@@ -35,7 +35,7 @@ def arrays(values, dtype):
 
 @pytest.mark.parametrize("engine", ["numba", "eager"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_torch(case, engine):
+def test_the_weights_are_those_of_the_trajectory(case, engine):
     dtype = case["dtype"]
     params = arrays(case["params"], dtype)
     opt = build(case, params, engine)
