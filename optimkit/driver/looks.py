@@ -100,7 +100,7 @@ class Looks:
 Seen = tuple[Look, int]
 _LOOKS: dict[type, Callable[[Any], Seen]] = {
     type(None): lambda x: (None, 0),
-    np.ndarray: lambda x: ((np.ndarray, x.dtype, x.shape, x.strides), arrays.address(x)),
+    np.ndarray: lambda x: ((np.ndarray, x.dtype, x.shape, x.strides, x.flags.aligned), arrays.address(x)),
 }
 
 

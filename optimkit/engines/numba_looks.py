@@ -127,7 +127,7 @@ class CompiledLooks:
         if dtype is None:
             self.known[place] = 1, 0, 0
             return
-        _, _, shape, strides = seen  # type: ignore[misc]
+        shape, strides = seen[2:4]  # type: ignore[index]
         layout = self.layouts[place] = np.array([*shape, *strides], np.int64)
         self.known[place] = id(dtype), len(shape), layout.ctypes.data
 

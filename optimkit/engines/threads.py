@@ -18,12 +18,16 @@ Call = Callable[[int], None]
 
 
 class _Task:
-    """One call for one worker: `begun` is taken by the worker, or by the caller to cancel."""
+    """One call for one worker: `begun` is taken by the worker, or by the caller to cancel.
+
+    `call` is dropped before the caller goes on: nothing that it holds is kept by a worker that waits.
+    """
 
     __slots__ = ("begun", "call", "done", "error", "number")
 
     def __init__(self, call: Call, number: int) -> None:
-        self.call, self.number = call, number
+        self.call: Call | None = call
+        self.number = number
         self.begun, self.done = threading.Lock(), threading.Lock()
         self.done.acquire()
         self.error: BaseException | None = None
@@ -45,13 +49,19 @@ class _Pool:
 
 def _work(queue: SimpleQueue[_Task]) -> None:
     while True:
-        task = queue.get()
-        if task.begun.acquire(blocking=False):
-            try:
-                task.call(task.number)
-            except BaseException as error:
-                task.error = error
-            task.done.release()
+        _do(queue.get())
+
+
+def _do(task: _Task) -> None:
+    if not task.begun.acquire(blocking=False):
+        return
+    try:
+        assert task.call is not None
+        task.call(task.number)
+    except BaseException as error:
+        task.error = error
+    task.call = None
+    task.done.release()
 
 
 _pool = _Pool()
@@ -140,4 +150,5 @@ def _wait(task: _Task) -> BaseException | None:
             return error or task.error
         except BaseException as raised:
             error = raised
+    task.call = None
     return error
