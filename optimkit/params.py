@@ -91,6 +91,10 @@ class Param:
         self.check_same(self.name or "data", new)
         self._data = new
 
+    def take_same(self, new: Any) -> None:
+        """Take another array that was checked by `check_same`."""
+        self._data = new
+
     def check_same(self, name: str, new: Any) -> None:
         """Raise unless an array can stand in for the present one, state and all."""
         arrays.check_weight(name, new)
@@ -104,6 +108,11 @@ class Param:
     def placed(self, name: str) -> None:
         """Its optimizer says how it calls it."""
         self._place = name
+
+    def renew(self, new: Any) -> None:
+        """Take another array, of any shape and dtype; the gradient is gone."""
+        self._take(new)
+        self.grad = None
 
     def described(self) -> str:
         """What it was checked as; the array may have been changed since."""
@@ -164,12 +173,10 @@ def matches(where: Where, param: Param, name: str | None = None) -> bool:
 
 @dataclass(eq=False, slots=True)
 class Leaf:
-    """One parameter of a tree: its name, what stands in the container, and where to look it up."""
+    """One parameter of a tree: its name, and what stands in the container: an array, a Param, a holder."""
 
     name: str
     value: Any
-    container: Any
-    key: Any
 
 
 @dataclass(eq=False, slots=True)
@@ -218,8 +225,8 @@ def data_of(x: Any) -> Any:
     return x if arrays.is_array(x) else x.data
 
 
-def read_tree(source: Any, name: str = "", container: Any = None, key: Any = None) -> Tree:
-    """Walk a container of parameters.
+def read_tree(source: Any, name: str = "", keyed: bool = False) -> Tree:
+    """Walk a container of parameters; `keyed` says that it stands at a key of a dict, which names it.
 
     Raises
     ------
@@ -227,12 +234,11 @@ def read_tree(source: Any, name: str = "", container: Any = None, key: Any = Non
         If something in it is no parameter; the message names its place.
     """
     if is_leaf(source):
-        own = source.given_name if isinstance(source, Param) and not isinstance(container, Mapping) else None
-        return Tree("leaf", source, {}, Leaf(own or name or "0", source, container, key), name)
+        own = source.given_name if isinstance(source, Param) and not keyed else None
+        return Tree("leaf", source, {}, Leaf(own or name or "0", source), name)
     source = settled(source)
-    items = list(list_items(source, name))
-    held = source if isinstance(source, Mapping | Sequence) else None
-    return Tree(kind_of(source), source, {k: read_tree(v, join(name, k), held, k) for k, v in items}, None, name)
+    branches = {key: read_tree(each, join(name, key), isinstance(key, str)) for key, each in list_items(source, name)}
+    return Tree(kind_of(source), source, branches, None, name)
 
 
 def settled(source: Any) -> Any:

@@ -23,7 +23,7 @@ _MOST = 512  # programs kept; a notebook that defines a class again and again mu
 def chain_of(cls: type[Rule], group: Group, links: Sequence[Transform], entry: Entry | None, maximize: bool) -> Chain:
     """The chain of one parameter: the links whose `where` selects it. Without an entry: all links."""
     chosen = tuple(
-        (index, link) for index, link in enumerate(links, 1) if entry is None or matches(getattr(link, "where", None), entry.param)
+        (index, link) for index, link in enumerate(links, 1) if entry is None or matches(link.where, entry.param, entry.name)
     )
     return Chain(group.rule(cls), chosen, maximize)
 

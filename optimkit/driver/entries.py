@@ -14,7 +14,7 @@ import numpy as np
 from optimkit import arrays
 from optimkit.arrays import Layout
 from optimkit.driver.chain import Chain, SlotKey
-from optimkit.params import Leaf, Param
+from optimkit.params import Leaf, Param, data_of
 from optimkit.rule import Rule, Slot
 
 
@@ -75,6 +75,32 @@ class Entry:
             self.layout_before = old
             return True
         return False
+
+    def adopt(self, now: Any) -> None:
+        """What stands in the container now: another array, or another object with the same one; checked before."""
+        if isinstance(now, Param):
+            self.param = now
+            now.placed(self.name)
+        elif self.param is self.anchor:
+            self.param = Param(data_of(now), None, self.name)
+        else:
+            self.param.take_same(data_of(now))
+        self.leaf.value = now
+
+    def renew(self, fresh: Entry, keep_counts: bool) -> None:
+        """Take the array and the slots of another entry."""
+        self.slots = fresh.slots
+        if not keep_counts:
+            self.uniforms, self.t = fresh.uniforms, 0
+        self.layout_before = None
+        self.view, self.layout, self.pointer = fresh.view, fresh.layout, fresh.pointer
+
+    def reorder_slots(self) -> None:
+        """Bring the slots into the memory order that the weight has now."""
+        assert self.layout_before is not None
+        for key, flat in self.slots.items():
+            seen = self.layout_before.restore(flat, self.param.shape)
+            self.slots[key] = self.layout.apply(seen).copy().reshape(-1)
 
     def ensure_slots(self, chain: Chain) -> None:
         """Make the state that the chain declares and this entry does not have yet."""

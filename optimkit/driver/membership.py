@@ -1,104 +1,94 @@
-"""Which parameters an optimizer has, in which groups, and the numbers of the groups."""
+"""Which parameters an optimizer has: they are bound, added, removed, replaced, reset and frozen.
+
+Everything is checked before anything is changed; afterwards the driver sorts its buckets anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from os import name as system
+from typing import Any
 
 import numpy as np
 
 from optimkit import arrays
 from optimkit.driver import state
 from optimkit.driver.build import chain_of
+from optimkit.driver.containers import Growth, grow, placer, prune
 from optimkit.driver.entries import Entry, Group
 from optimkit.driver.gradients import own_gradient
+from optimkit.driver.hyperparameters import Hyperparameters
 from optimkit.driver.overlaps import check_weights
-from optimkit.numbers import coerce_number
-from optimkit.params import Leaf, Param, Tree, Where, check_names, is_holder, matches, read_tree
-from optimkit.rule import Rule, Transform, check_where
-
-_TAKEN = """add apply bind count explain freeze get_lr init links load_state_dict names params remove replace reset set set_lr
-slots state state_dict step unfreeze update validate zero_grad penalty transforms maximize nonfinite engine t""".split()
+from optimkit.params import Leaf, Param, Where, check_names, data_of, settled
 
 
-class Membership(Rule, base=True):
-    """Parameters, groups and numbers of an optimizer; `Optimizer` adds the step."""
-
-    _reserved: ClassVar[frozenset[str]] = frozenset(_TAKEN)
-    _driver_fields: ClassVar[tuple[str, ...]] = ()
-
-    def links(self) -> list[Transform]:
-        """Links that a preset puts before the user's transforms."""
-        return []
-
-    @classmethod
-    def validate(cls, rule: Any) -> None:
-        """Check values against each other; raise ValueError with name and value."""
-
-    @classmethod
-    def _own_structure(cls) -> tuple[str, ...]:
-        return tuple(name for name in cls._structure if name not in cls._driver_fields)
-
-    @classmethod
-    def _kernel_fields(cls) -> tuple[str, ...]:
-        return cls._own_structure()
-
-    # ---- parameters
+class Membership(Hyperparameters, base=True):
+    """Parameters and state of an optimizer; `Optimizer` adds the step."""
 
     def bind(self, params: Any) -> Any:
-        """Give an optimizer that was built without parameters its parameters; returns the optimizer."""
+        """Give an optimizer that was built without parameters its parameters; returns the optimizer.
+
+        Raises
+        ------
+        ValueError
+            If it has parameters already, if there are none in `params`, or two of them share memory.
+        TypeError
+            If something in `params` is no parameter.
+        """
         with self._lock:
             if self._entries:
                 raise ValueError(f"{type(self).__name__} has parameters already; use opt.add(...) for more")
-            self._attach(params, self._groups[0], {})
+            self._attach(params, {})
             return self
 
     def add(self, params: Any, **values: Any) -> None:
-        """Add parameters, to the first group, or with values of their own: `opt.add(new, lr=1e-4)`."""
-        with self._lock:
-            self._attach(params, self._groups[0], values)
+        """Add parameters, to the first group, or with values of their own: `opt.add(new, lr=1e-4)`.
 
-    def _attach(self, params: Any, default: Group, values: Mapping[str, Any]) -> None:
+        Parameters
+        ----------
+        params : parameters
+            New ones, or a container that the optimizer knows, to which new ones were added.
+        **values
+            Hyperparameters of the new parameters.
+        """
+        with self._lock:
+            self._attach(params, values)
+
+    def _attach(self, params: Any, values: Mapping[str, Any]) -> None:
         specifications = _split_groups(params)
-        found: list[tuple[Group, Tree]] = []
-        prefixed = len(specifications) > 1
+        found: list[tuple[Group, Growth]] = []
         for number, (source, own) in enumerate(specifications):
             merged = {**values, **own}
-            group = self._make_group(merged) if merged else default
-            name = str(number) if prefixed and not isinstance(source, Mapping) else ""
-            found.append((group, read_tree(source, name)))
-        leaves = [leaf for _, tree in found for leaf in tree.leaves()]
-        check_names([*(entry.leaf for entry in self._entries), *leaves])
-        added = [_make_entry(leaf, group) for group, tree in found for leaf in tree.leaves()]
-        check_weights([*self._entries, *added])
+            group = self._make_group(merged) if merged else self._groups[0]
+            name = str(number) if len(specifications) > 1 and not isinstance(source, Mapping) else ""
+            found.append((group, grow(self._roots, source, name)))
+            if len(specifications) > 1 and not found[-1][1].leaves():
+                raise ValueError(f"group {number} has no parameters: its container is empty, or an iterator that was already used up")
+        leaves = [leaf for _, growth in found for leaf in growth.leaves()]
+        check_names([*(entry.leaf for entry in self._entries), *leaves] if leaves else [])
+        added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
+        check_weights({entry.name: entry.param.data for entry in [*self._entries, *added]})
         for entry in added:
-            entry.param.name = entry.name
+            entry.param.placed(entry.name)
+        for _, growth in found:
+            growth.apply()
         self.__dict__["_entries"] = [*self._entries, *added]
-        self.__dict__["_roots"] = [*self._roots, *(tree for _, tree in found)]
-        groups = [*self._groups, *(group for group, _ in found)]
-        used = {id(entry.group) for entry in self._entries}
-        self.__dict__["_groups"] = list(dict.fromkeys(g for g in groups if id(g) in used)) or [default]
+        self.__dict__["_roots"] = [*self._roots, *(root for _, growth in found for root in growth.roots)]
+        self.__dict__["_groups"] = list(dict.fromkeys(entry.group for entry in self._entries))
+        _living[id(self)] = self
         self._forget()
 
-    def _make_group(self, own: Mapping[str, Any]) -> Group:
-        known = (*self._numbers, *self._own_structure())
-        base = self._groups[0].values
-        values = dict(base)
-        for name, value in own.items():
-            if name not in known:
-                raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; a group may set {', '.join(known)}")
-            values[name] = self._numbers[name].coerce(value) if name in self._numbers else value
-        group = Group(values, dict(self._groups[0].factors))
-        self.validate(group.rule(type(self)))
-        return group
-
     def remove(self, name: str) -> None:
-        """Remove a parameter and its state. Take it out of its container too."""
+        """Remove a parameter and its state. Its container may go on holding it, or not."""
         with self._lock:
             entry = self._entry(name)
-            self.__dict__["_entries"] = [other for other in self._entries if other is not entry]
-            self.__dict__["_roots"] = [tree for tree in (_without(root, name) for root in self._roots) if tree is not None]
             self._forget()
+            self.__dict__["_entries"] = [other for other in self._entries if other is not entry]
+            self.__dict__["_roots"] = [root for root in self._roots if prune(root, entry.leaf)]
+            used = list(dict.fromkeys(each.group for each in self._entries))
+            self.__dict__["_groups"] = used or self._groups[:1]
 
     def replace(self, name: str, new: Any, state: str | Callable[[Any], Any] = "keep") -> None:
         """Put another array in a parameter's place, of another shape or dtype too.
@@ -108,90 +98,50 @@ class Membership(Rule, base=True):
         name : str
             The parameter.
         new : array
-            The new weight. The caller's container is updated.
+            The new weight. It is put into the caller's dict or list.
         state : {"keep", "reset"} or callable
-            What becomes of the slots: kept (same shape), started anew, or each one, an array of the
-            old weight's shape, mapped by a function to one of the new shape.
+            What becomes of the slots: kept (same shape), started anew with the count of updates, or
+            each one, a NumPy array of the old weight's shape, mapped by a function to one of the new shape.
+
+        Raises
+        ------
+        ValueError
+            If the state can't be kept, or `new` shares memory with another parameter.
+        TypeError
+            If `new` can't be trained, or its container can't be changed. Nothing is changed then.
         """
         with self._lock:
             entry = self._entry(name)
-            self._set_array(entry, new, state)
-
-    def _set_array(self, entry: Entry, new: Any, how: Any) -> None:
-        old = {key: arrays.to_numpy(entry.value(key)).copy() for key in entry.slots}
-        if how == "keep" and tuple(new.shape) != entry.param.shape:
-            raise ValueError(
-                f"parameter {entry.name!r} has shape {entry.param.shape}, the new array {tuple(new.shape)}: its state can't be "
-                "kept; use state='reset', or a function that maps each slot"
-            )
-        if not (how in ("keep", "reset") or callable(how)):
-            raise ValueError(f"state = {how!r} must be 'keep', 'reset' or a function of a slot's array")
-        param = Param(new, None, entry.name)
-        others = [other for other in self._entries if other is not entry]
-        fresh = Entry(entry.name, param, entry.group, entry.leaf)
-        check_weights([*others, fresh])
-        mapped = {} if how == "reset" else {key: how(x) if callable(how) else x for key, x in old.items()}
-        chain = chain_of(type(self), entry.group, self._links, fresh, self.maximize)
-        fresh.ensure_slots(chain)
-        for key, x in mapped.items():
-            if tuple(np.shape(x)) != param.shape:
-                raise ValueError(f"the function given as state made {key[1]!r} of shape {np.shape(x)}, not {param.shape}")
-            fresh.set_value(key, x)
-        anchor = entry.anchor
-        if isinstance(anchor, Param):
-            anchor.__init__(new, None, anchor.name)  # type: ignore[misc]
-            fresh.param = anchor
-        elif is_holder(anchor):
-            anchor.data = new
-        elif entry.leaf.container is not None:
-            entry.leaf.container[entry.leaf.key] = new
-            entry.leaf.value = new
-        else:
-            entry.leaf.value = new
-        entry.param, entry.slots = fresh.param, fresh.slots
-        entry.take_data()
-        if how == "reset":
-            entry.uniforms, entry.t = fresh.uniforms, 0
-        self._forget()
+            _replace(self, entry, new, state)
 
     def reset(self, where: Where = None) -> None:
         """Forget the state and the update counts of parameters: all, or those that `where` selects."""
         with self._lock:
-            for entry in self._select(where):
+            chosen = self._select(where)
+            self._forget()
+            for entry in chosen:
                 entry.slots.clear()
                 entry.uniforms.clear()
                 entry.t = 0
             if where is None:
                 self._shared.clear()
-            self._forget()
 
     def freeze(self, where: Where = None) -> None:
         """Leave parameters as they are, as if they had no gradient: all, or those that `where` selects."""
-        for entry in self._select(where):
-            entry.frozen = True
+        self._set_frozen(where, True)
 
     def unfreeze(self, where: Where = None) -> None:
         """Undo `freeze`."""
-        for entry in self._select(where):
-            entry.frozen = False
+        self._set_frozen(where, False)
 
-    def _select(self, where: Where) -> list[Entry]:
-        check_where(where)
-        self._store_counts()
-        chosen = [entry for entry in self._entries if matches(where, entry.param)]
-        if not chosen:
-            raise ValueError(f"where = {where!r} selects none of the parameters {', '.join(self.names)}")
-        return chosen
+    def _set_frozen(self, where: Where, frozen: bool) -> None:
+        with self._lock:
+            for entry in self._select(where):
+                entry.frozen = frozen
+            if self._gradients is not None:
+                self._gradients.frozen = None
 
-    def _entry(self, name: str) -> Entry:
-        self._store_counts()
-        for entry in self._entries:
-            if entry.name == name:
-                return entry
-        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.names) or 'none yet'}")
-
-    def __getitem__(self, name: str) -> Param:
-        return self._entry(name).param
+    # ---- looking up
 
     @property
     def names(self) -> list[str]:
@@ -203,18 +153,32 @@ class Membership(Rule, base=True):
         """How often `step` was called; what schedules are called with."""
         return int(self._count)
 
+    def __getitem__(self, name: str) -> Param:
+        return self._entry(name).param
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def _entry(self, name: str) -> Entry:
+        self._store_counts()
+        for entry in self._entries:
+            if entry.name == name:
+                return entry  # type: ignore[no-any-return]
+        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.names) or 'none yet'}")
+
     def _require_entries(self) -> None:
         if not self._entries:
             raise RuntimeError(f"{type(self).__name__} has no parameters yet; call opt.bind(params)")
 
+    # ---- what changes invalidate
+
     def _relayout(self, entry: Entry) -> None:
         """The weight has another memory order now: bring its slots into it."""
-        self._store_counts()
-        assert entry.layout_before is not None
-        for key, flat in entry.slots.items():
-            seen = entry.layout_before.restore(flat, entry.param.shape)
-            entry.slots[key] = entry.layout.apply(seen).copy().reshape(-1)
         self._forget()
+        entry.reorder_slots()
 
     def _forget(self) -> None:
         """Structure changed: buckets and lists are made anew at the next step."""
@@ -233,7 +197,7 @@ class Membership(Rule, base=True):
         self._require_entries()
         found = [(entry, own_gradient(entry)) for entry in self._entries]
         if all(gradient is None for _, gradient in found) and self._gradients is not None and not set_to_none:
-            if any(view is not None for view in self._views):
+            if self._gradients.passed:
                 raise RuntimeError(
                     "zero_grad() found no gradients in .grad; gradients passed to step(grads) are the caller's: "
                     "use step(grads, zero_grad=True)"
@@ -248,142 +212,27 @@ class Membership(Rule, base=True):
             else:
                 entry.anchor.grad = None
 
-    # ---- numbers
-
-    def _get_number(self, name: str) -> Any:
-        groups = self.__dict__.get("_groups")
-        if groups is None:
-            return super()._get_number(name)
-        values = [self._current(group, name) for group in groups]
-        return values[0] if all(value == values[0] for value in values) else values
-
-    def _current(self, group: Group, name: str) -> Any:
-        value = group.values[name]
-        if isinstance(value, tuple):
-            return tuple(self._evaluate(group, name, position, each) for position, each in enumerate(value))
-        return None if value is None else self._evaluate(group, name, None, value)
-
-    def _evaluate(self, group: Group, name: str, position: int | None, value: Any) -> float:
-        """A number as it is at this step: the schedule's value, times the schedulers' factors for lr."""
-        if callable(value):
-            what = f"{type(self).__name__}: {name}, given by {value!r} for step {self._count},"
-            value = coerce_number(what, value(self._count), self._numbers[name].range_of(position))
-        if name == "lr":
-            for factor in group.factors.values():
-                value = value * factor
-        return float(value)
-
-    def _number(self, group: Group, key: Hashable) -> float:
-        """The value of a number of the chain in this step; `key` is (rule, name, position)."""
-        index, name, position = key  # type: ignore[misc]
-        if index == 0:
-            value = group.values[name]
-            return self._evaluate(group, name, position, value if position is None else value[position])
-        link = self._links[index - 1]
-        value = link.__dict__[name] if position is None else link.__dict__[name][position]
-        if callable(value):
-            what = f"{type(link).__name__}: {name}, given by {value!r} for step {self._count},"
-            return float(coerce_number(what, value(self._count), link._numbers[name].range_of(position)))
-        return float(value)
-
-    def _set_number(self, name: str, value: Any) -> None:
-        groups = self.__dict__.get("_groups")
-        if groups is None:
-            super()._set_number(name, value)
-            return
-        self._change(groups, {name: value})
-
-    def set(self, where: Where = None, **values: Any) -> None:
-        """Set hyperparameters: of all parameters, or of those that `where` selects.
-
-        Examples
-        --------
-        >>> import numpy as np, optimkit
-        >>> opt = optimkit.Adam({"W": np.ones(3), "b": np.ones(1)}, lr=1e-3)
-        >>> opt.set(where="b", lr=1e-2)
-        >>> opt.lr
-        [0.001, 0.01]
-        """
-        with self._lock:
-            known = (*self._numbers, *self._own_structure())
-            for name in values:
-                if name not in known:
-                    raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; it has {', '.join(known)}")
-            coerced = {name: self._numbers[name].coerce(x) if name in self._numbers else x for name, x in values.items()}
-            groups = self._groups if where is None else self._split_off(where)
-            self._change(groups, coerced)
-
-    def _add_factor(self, factor: float) -> int:
-        """Multiply the learning rate by a factor that a scheduler sets; its key for `_set_factor`.
-
-        Keys count up, so they mean the same in a copy or a pickle.
-        """
-        with self._lock:
-            if "lr" not in self._numbers:
-                raise TypeError(f"{type(self).__name__} has no number lr that could be scheduled; it has {', '.join(self._numbers)}")
-            key = 1 + max(self._groups[0].factors, default=-1)
-            self._set_factor(key, factor)
-            return key
-
-    def _set_factor(self, key: int, factor: float) -> None:
-        """Set a factor of the learning rate in all groups; groups made later copy it."""
-        with self._lock:
-            for group in self._groups:
-                group.factors[key] = factor
-
-    def _split_off(self, where: Where) -> list[Group]:
-        """Groups that hold exactly the parameters that `where` selects."""
-        chosen = self._select(where)
-        result = []
-        for group in list(self._groups):
-            inside = [entry for entry in chosen if entry.group is group]
-            if not inside:
-                continue
-            if len(inside) == sum(entry.group is group for entry in self._entries):
-                result.append(group)
-                continue
-            new = Group(dict(group.values), dict(group.factors))
-            for entry in inside:
-                entry.group = new
-            self._groups.append(new)
-            result.append(new)
-        self._forget()
-        return result
-
-    def _change(self, groups: list[Group], values: Mapping[str, Any]) -> None:
-        changed = [{**group.values, **values} for group in groups]
-        for each in changed:
-            self.validate(Group(each).rule(type(self)))
-        structure = any(name not in self._numbers for name in values)
-        structure = structure or any((group.values[name] is None) != (value is None) for group in groups for name, value in values.items())
-        for group, each in zip(groups, changed, strict=True):
-            group.values.update(each)
-        if structure:
-            self._forget()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_groups" in self.__dict__ and name in self._own_structure():
-            self._change(self._groups, {name: value})
-            self.__dict__[name] = value
-            return
-        if "_groups" in self.__dict__ and name in self._driver_fields:
-            raise AttributeError(f"{type(self).__name__}.{name} is set when the optimizer is built")
-        super().__setattr__(name, value)
-
     # ---- state
 
     @property
     def state(self) -> state.StateView:
         """A live view of the state: `opt.state["psi"]["m"]` is an array that the next step reads."""
-        self._store_counts()
         return state.StateView(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the state and the numbers, by name."""
+        """A copy of the state and the numbers, by name.
+
+        Returns
+        -------
+        dict
+            Plain dicts, lists, numbers and arrays. Schedules and functions are code and not in it.
+        """
         return state.state_dict(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over a copy of a saved state.
+        """Take over a copy of a saved state: slots, counts, frozen parameters, numbers and groups.
+
+        Numbers that are schedules here stay schedules.
 
         Raises
         ------
@@ -397,25 +246,70 @@ class Membership(Rule, base=True):
 
     def __setstate__(self, packed: dict[str, Any]) -> None:
         state.unpack(self, packed)
+        _living[id(self)] = self
+
+
+_living: weakref.WeakValueDictionary[int, Membership] = weakref.WeakValueDictionary()
+
+
+def _renew_locks() -> None:
+    """A thread that held a lock when the process was forked is not there in the child."""
+    for optimizer in list(_living.values()):
+        optimizer.__dict__["_lock"] = threading.RLock()
+
+
+if system == "posix":
+    import os
+
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _split_groups(params: Any) -> list[tuple[Any, dict[str, Any]]]:
     """(parameters, values) of each group; one group if there are no group dicts."""
-    if isinstance(params, list | tuple) and params and all(isinstance(g, Mapping) and "params" in g for g in params):
-        return [(g["params"], {key: value for key, value in g.items() if key != "params"}) for g in params]
-    return [(params, {})]
+    params = settled(params)
+    if not isinstance(params, list | tuple):
+        return [(params, {})]
+    groups = [isinstance(each, Mapping) and "params" in each for each in params]
+    if not any(groups):
+        return [(params, {})]
+    if not all(groups):
+        number = groups.index(False)
+        raise TypeError(f"entry {number} of the list of groups is no group; a group is a dict with 'params', such as {{'params': ..., 'lr': 0.1}}")
+    return [(group["params"], {key: value for key, value in group.items() if key != "params"}) for group in params]
 
 
 def _make_entry(leaf: Leaf, group: Group) -> Entry:
     value = leaf.value
-    if isinstance(value, Param):
-        return Entry(leaf.name, value, group, leaf)
-    array = value.data if is_holder(value) else value
-    return Entry(leaf.name, Param(array, None, leaf.name), group, leaf)
+    param = value if isinstance(value, Param) else Param(data_of(value), None, leaf.name)
+    return Entry(leaf.name, param, group, leaf)
 
 
-def _without(tree: Tree, name: str) -> Tree | None:
-    if tree.leaf is not None:
-        return None if tree.leaf.name == name else tree
-    rest = {key: kept for key, kept in ((key, _without(branch, name)) for key, branch in tree.branches.items()) if kept}
-    return Tree(tree.kind, tree.source, rest) if rest else None
+def _replace(optimizer: Membership, entry: Entry, new: Any, how: Any) -> None:
+    """Check everything, then put the array and its state in the place of the old ones."""
+    if not (how in ("keep", "reset") if isinstance(how, str) else callable(how)):
+        raise ValueError(f"state = {how!r} must be 'keep', 'reset' or a function of a slot's array")
+    param = Param(new, None, entry.name)
+    if how == "keep" and param.shape != entry.param.shape:
+        raise ValueError(
+            f"parameter {entry.name!r} has shape {entry.param.shape}, the new array {param.shape}: its state can't be "
+            "kept; use state='reset', or a function that maps each slot"
+        )
+    fresh = Entry(entry.name, param, entry.group, entry.leaf)
+    check_weights({other.name: new if other is entry else other.param.data for other in optimizer._entries})
+    put = placer(optimizer._roots, entry.leaf, new)
+    fresh.ensure_slots(chain_of(type(optimizer), entry.group, optimizer._links, fresh, optimizer.maximize))
+    for key in entry.slots if how != "reset" else ():
+        old = np.array(arrays.to_numpy(entry.value(key)))
+        mapped = how(old) if callable(how) else old
+        if tuple(np.shape(mapped)) != param.shape:
+            raise ValueError(f"the function given as state made {key[1]!r} of shape {np.shape(mapped)}, not {param.shape}")
+        if key in fresh.slots:
+            fresh.set_value(key, mapped)
+    optimizer._forget()
+    put()
+    if isinstance(entry.leaf.value, Param):
+        entry.param = entry.leaf.value
+    else:
+        entry.param = param
+    entry.param.placed(entry.name)
+    entry.renew(fresh, keep_counts=how != "reset")

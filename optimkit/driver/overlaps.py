@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,25 +27,35 @@ def _meeting(ranges: np.ndarray) -> Iterator[tuple[int, int]]:
         open_.append(number)
 
 
-def check_weights(entries: Sequence[Entry]) -> None:
-    """Raise ValueError, naming both, where two parameters share memory."""
+def check_weights(weights: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the names, where parameters share memory, or theirs can't be written."""
     seen: dict[int, str] = {}
-    for entry in entries:
-        other = seen.setdefault(id(entry.param.data), entry.name)
-        if other != entry.name:
-            raise ValueError(f"parameters {other!r} and {entry.name!r} are the same array; pass it once")
-    by_device: dict[Any, list[Entry]] = {}
-    for entry in entries:
-        if entry.param.library in arrays.STRIDED:
-            by_device.setdefault("cpu" if str(entry.param.device) == "cpu" else entry.param.device, []).append(entry)
+    for name, weight in weights.items():
+        other = seen.setdefault(id(weight), name)
+        if other != name:
+            raise ValueError(f"parameters {other!r} and {name!r} are the same array; pass it once")
+    by_device: dict[Any, list[tuple[str, Any]]] = {}
+    for name, weight in weights.items():
+        if arrays.library(weight) in arrays.STRIDED:
+            device = str(arrays.device(weight))
+            by_device.setdefault("cpu" if device.startswith("cpu") else device, []).append((name, weight))
     for group in by_device.values():
-        ranges = np.array([arrays.bounds(entry.view) for entry in group], np.int64).reshape(-1, 2)
+        ranges = np.array([arrays.bounds(weight) for _, weight in group], np.int64).reshape(-1, 2)
         for a, b in _meeting(ranges):
-            if arrays.overlap(group[a].view, group[b].view):
+            if arrays.overlap(group[a][1], group[b][1]):
                 raise ValueError(
-                    f"parameters {group[a].name!r} and {group[b].name!r} overlap in memory; pass the array they are views of, "
-                    "or copies"
+                    f"parameters {group[a][0]!r} and {group[b][0]!r} overlap in memory; pass the array they are views of, or copies"
                 )
+    _check_mapped(by_device.get("cpu", []))
+
+
+def _check_mapped(weights: Sequence[tuple[str, Any]]) -> None:
+    """Raise where a tensor lies in memory that the system protects."""
+    tensors = [(name, arrays.bounds(weight)) for name, weight in weights if arrays.library(weight) == "torch"]
+    spans = arrays.unwritable_spans() if tensors else []
+    for name, (low, high) in tensors:
+        if any(low < end and start < high for start, end in spans):
+            raise ValueError(f"parameter {name!r} is a tensor over a read-only mapping of a file; pass a copy (x.clone())")
 
 
 def gradient_conflicts(entries: Sequence[Entry], views: Sequence[Any]) -> tuple[set[int], set[int]]:
@@ -56,24 +66,22 @@ def gradient_conflicts(entries: Sequence[Entry], views: Sequence[Any]) -> tuple[
     """
     with_weight: set[int] = set()
     shared: set[int] = set()
-    there = [n for n, view in enumerate(views) if view is not None and entries[n].param.library in arrays.STRIDED]
-    if not there:
-        return with_weight, shared
-    objects = [entries[n].view for n in range(len(entries))]
-    usable = [n for n in range(len(entries)) if entries[n].param.library in arrays.STRIDED]
-    ranges = [arrays.bounds(objects[n]) for n in usable] + [arrays.bounds(views[n]) for n in there]
-    for a, b in _meeting(np.array(ranges, np.int64).reshape(-1, 2)):
+    usable = [n for n, entry in enumerate(entries) if entry.param.library in arrays.STRIDED]
+    there = [n for n in usable if views[n] is not None]
+    objects = [entries[n].view for n in usable] + [views[n] for n in there]
+    for a, b in _meeting(np.array([arrays.bounds(x) for x in objects], np.int64).reshape(-1, 2)):
         low, high = min(a, b), max(a, b)
         if high < len(usable):
             continue
         second = there[high - len(usable)]
-        first_view = objects[usable[low]] if low < len(usable) else views[there[low - len(usable)]]
-        if not arrays.overlap(first_view, views[second]):
+        first = None if low < len(usable) else there[low - len(usable)]
+        known = second in with_weight if first is None else second in shared and first in shared
+        if known or not arrays.overlap(objects[low], objects[high]):
             continue
-        if low < len(usable):
+        if first is None:
             with_weight.add(second)
         else:
-            shared.update((second, there[low - len(usable)]))
+            shared.update((first, second))
     return with_weight, shared
 
 

@@ -1,18 +1,20 @@
 """The container is the truth: what stands in the caller's dict, list or object is what is trained.
 
-Before each step the entries are compared, by identity, with what stands there now. An array of
-the same shape, dtype and device is adopted and keeps its state; anything else is an error.
+Before each step what stands there is compared, by identity, with what was there before. An array of the
+same shape, dtype and device is adopted and keeps its state; anything else is an error. All changes are
+checked before the first is taken over, so that after an error nothing is trained that the caller lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from operator import getitem, is_
+from collections.abc import Hashable, Mapping, Sequence
+from operator import getitem, is_, methodcaller
 from typing import Any
 
 from optimkit import arrays
 from optimkit.driver.entries import Entry
-from optimkit.params import Param, Tree, list_items as list_object
+from optimkit.driver.overlaps import check_weights
+from optimkit.params import Param, Tree, data_of, is_leaf, list_items
 
 
 class Sources:
@@ -20,99 +22,129 @@ class Sources:
 
     def __init__(self, entries: Sequence[Entry], roots: Sequence[Tree]) -> None:
         self.entries, self.roots = list(entries), list(roots)
-        held = [entry for entry in self.entries if entry.leaf.container is not None]
-        self.held = held
-        self.objects = [tree for root in roots for tree in _trees(root) if tree.kind == "object"]
-        self.objects = [tree for tree in self.objects if not isinstance(tree.source, Iterator)]
-        self.containers = [entry.leaf.container for entry in held]
-        self.keys = [entry.leaf.key for entry in held]
-        self.sized = [(tree.source, len(tree.branches)) for root in roots for tree in _trees(root) if tree.kind in ("dict", "list")]
-        self.anchors = [entry.anchor for entry in held]
+        self.entry_of = {id(entry.leaf): entry for entry in entries}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        trees = [tree for root in self.roots for tree in root.trees() if tree.kind != "leaf"]
+        self.objects = [tree for tree in trees if tree.kind == "object"]
+        kept = [tree for tree in trees if tree.kind != "object"]
+        pairs = [(tree.source, key, branch.source) for tree in kept for key, branch in tree.branches.items()]
+        self.containers, self.keys, self.values = [each[0] for each in pairs], [each[1] for each in pairs], [each[2] for each in pairs]
+        self.sources, self.sizes = [tree.source for tree in kept], [len(tree.source) for tree in kept]
         self.holders = [entry for entry in self.entries if not isinstance(entry.anchor, Param) and not arrays.is_array(entry.anchor)]
         self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param)]
+        self.seen = [entry.param.data for entry in self.params]
         self.tensors = [entry for entry in self.entries if entry.param.library == "torch"]
-        self.views = [entry.param.data for entry in self.params]
+        self.pointed = [entry.param.data for entry in self.tensors]
 
     def changed(self) -> list[Entry]:
         """Adopt what was replaced; the entries whose array is another one now.
 
         Raises
         ------
-        KeyError, ValueError
-            If a parameter was removed from, or added to, its container behind the optimizer's back.
+        TypeError, ValueError
+            If something can't be adopted, or a parameter was removed or added behind the optimizer's back.
+            Nothing is adopted then.
         """
-        for tree in self.objects:
-            self._list_again(tree)
-        for container, size in self.sized:
-            if len(container) != size:
-                self._explain_size(container)
-        found: list[Entry] = []
-        try:
-            same = all(map(is_, map(getitem, self.containers, self.keys), self.anchors))
-        except (KeyError, IndexError):
-            same = False
-        if not same:
-            for entry in self.held:
-                found += self._compare(entry)
-            self.__init__(self.entries, self.roots)  # type: ignore[misc]
+        pending: dict[Entry, Any] = {}
+        moves: list[tuple[Tree, Any, dict[Any, Any]]] = []
+        if not self._as_before():
+            for root in self.roots:
+                self._walk(root, root.source, pending, moves)
         for entry in self.holders:
-            if entry.anchor.data is not entry.param.data:
-                self._adopt(entry, entry.anchor.data)
-                found.append(entry)
-        for place, entry in enumerate(self.params):
-            if entry.param.data is not self.views[place]:
-                self.views[place] = entry.param.data
-                found.append(entry)
-        for entry in self.tensors:
-            if entry.param.data.data_ptr() != entry.pointer:
-                found.append(entry)
-        return list(dict.fromkeys(found))
-
-    def _list_again(self, tree: Tree) -> None:
-        known = next((leaf.container for leaf in tree.leaves()), None)
-        if known is None:
-            return
-        current = dict(list_object(tree.source))
-        if current.keys() != tree.branches.keys():
-            self._explain_size(current, len(tree.branches))
-        for leaf in (branch.leaf for branch in tree.branches.values() if branch.leaf is not None):
-            leaf.container[leaf.key] = current[leaf.key]
-
-    def _explain_size(self, container: Any, size: int | None = None) -> None:
-        names = [entry.name for entry in self.entries]
-        raise ValueError(
-            f"a container of parameters has {len(container)} entries now, and had {size or 'another number'} when the "
-            f"optimizer was built with {', '.join(names[:8])}; use opt.add(...) and opt.remove(name), so that nothing is "
-            "left untrained silently"
-        )
-
-    def _compare(self, entry: Entry) -> list[Entry]:
-        try:
-            now = entry.leaf.container[entry.leaf.key]
-        except (KeyError, IndexError):
-            raise KeyError(
-                f"parameter {entry.name!r} is no longer in its container; put it back, or call opt.remove({entry.name!r})"
-            ) from None
-        if now is entry.anchor:
+            if entry not in pending and entry.anchor.data is not entry.param.data:
+                pending[entry] = entry.anchor
+        for entry, before in zip(self.params, self.seen, strict=True):
+            if entry not in pending and entry.param.data is not before:
+                pending[entry] = entry.param
+        if self.tensors and list(map(_POINTER, self.pointed)) != [entry.pointer for entry in self.tensors]:
+            pending |= {entry: entry.anchor for entry in self.tensors if entry not in pending and _POINTER(entry.param.data) != entry.pointer}
+        if not pending and not moves:
             return []
-        if isinstance(now, Param):
-            self._adopt(entry, now.data)
-            now.name = entry.name
-            entry.param = now
-        elif arrays.is_array(now):
-            self._adopt(entry, now)
-        elif hasattr(now, "data"):
-            self._adopt(entry, now.data)
-        else:
-            raise TypeError(f"parameter {entry.name!r} became {arrays.describe(now)}; use opt.remove({entry.name!r})")
-        entry.leaf.value = now
-        return [entry]
+        found = self._check(pending)
+        self._take(pending, moves)
+        return found
 
-    def _adopt(self, entry: Entry, array: Any) -> None:
-        entry.param.data = array
+    def _as_before(self) -> bool:
+        try:
+            same = list(map(len, self.sources)) == self.sizes and all(map(is_, map(getitem, self.containers, self.keys), self.values))
+        except (KeyError, IndexError):
+            return False
+        return same and all(map(_lists_the_same, self.objects))
+
+    def _walk(self, tree: Tree, now: Any, pending: dict[Entry, Any], moves: list[tuple[Tree, Any, dict[Any, Any]]]) -> None:
+        """Compare a tree with what stands in its place now."""
+        if tree.leaf is not None:
+            if now is not tree.leaf.value:
+                pending[self.entry_of[id(tree.leaf)]] = now
+            return
+        if is_leaf(now):
+            raise TypeError(f"parameters at {tree.name!r} were a {type(tree.source).__name__} and became {arrays.describe(now)}")
+        items = dict(list_items(now, tree.name))
+        keys = _match_keys(tree, items)
+        moves.append((tree, now, keys))
+        for key, branch in tree.branches.items():
+            self._walk(branch, items[keys[key]], pending, moves)
+
+    def _check(self, pending: Mapping[Entry, Any]) -> list[Entry]:
+        """Raise unless everything can be adopted; the entries with another array."""
+        found = []
+        for entry, now in pending.items():
+            if not is_leaf(now):
+                raise TypeError(f"parameter {entry.name!r} became {arrays.describe(now)}; call opt.remove({entry.name!r}) if that is meant")
+            entry.param.check_same(entry.name, data_of(now))
+            if data_of(now) is not entry.view or entry in self.tensors:
+                found.append(entry)
+        if found:
+            check_weights({entry.name: data_of(pending[entry]) if entry in pending else entry.param.data for entry in self.entries})
+        return found
+
+    def _take(self, pending: Mapping[Entry, Any], moves: Sequence[tuple[Tree, Any, dict[Any, Any]]]) -> None:
+        for tree, now, keys in moves:
+            tree.source = now
+            tree.branches = {keys[key]: branch for key, branch in tree.branches.items()}
+            tree.removed &= set(dict(list_items(now, tree.name))) - set(tree.branches)
+        for entry, now in pending.items():
+            entry.adopt(now)
+        for root in self.roots:
+            for tree in root.trees():
+                if tree.leaf is not None:
+                    tree.source = tree.leaf.value
+        self._prepare()
 
 
-def _trees(tree: Tree) -> Iterator[Tree]:
-    yield tree
-    for branch in tree.branches.values():
-        yield from _trees(branch)
+_POINTER = methodcaller("data_ptr")
+
+
+def _lists_the_same(tree: Tree) -> bool:
+    """Whether an object lists the parameters that it listed before."""
+    current = dict(list_items(tree.source, tree.name))
+    known = tree.branches
+    return len(current) == len(known) + len(tree.removed) and all(
+        key in current and current[key] is branch.source for key, branch in known.items()
+    )
+
+
+def _match_keys(tree: Tree, items: Mapping[Hashable, Any]) -> dict[Any, Any]:
+    """The key at which each branch stands now; an error where one has gone, or a new one has come."""
+    known = list(tree.branches)
+    if tree.kind == "list" and tree.removed and len(items) == len(known):  # those removed have left the list
+        return dict(zip(known, items, strict=True))
+    missing = [key for key in known if key not in items]
+    extra = [key for key in items if key not in tree.branches and key not in tree.removed]
+    if not missing and not extra:
+        return {key: key for key in known}
+    place = f" at {tree.name!r}" if tree.name else ""
+    said = []
+    if missing:
+        names = [leaf.name for key in missing for leaf in tree.branches[key].leaves()]
+        said.append(f"{_listed(names)} left it: put it back, or call opt.remove({names[0]!r})")
+    if extra:
+        said.append(f"{_listed(extra)} came: call opt.add(...) with it, so that nothing is left untrained silently")
+    raise ValueError(f"the container of parameters{place} was changed; {'; '.join(said)}")
+
+
+def _listed(names: Sequence[Any]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(map(repr, names[:8])) + more
