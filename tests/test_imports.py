@@ -76,6 +76,22 @@ def test_imports_go_down(path):
         assert other == room or below, f"{path}:{line}: {room} imports {other}, which stands above it"
 
 
+# Formulas name no engine and no driver's part: all that they may import.
+FORMULAS = {
+    "optimizers": {"optimizers", "transforms", "driver", "rule", "numbers"},
+    "transforms": {"transforms", "rule", "numbers"},
+    "schedules": {"schedules", "numbers", "fusion"},
+}
+
+
+@pytest.mark.parametrize("room", FORMULAS)
+def test_formulas_import_what_formulas_are_made_of(room):
+    for path in FILES:
+        if room_of(path) == room:
+            others = {other for _, other in imported(path)}
+            assert others <= FORMULAS[room], f"{path} imports {others - FORMULAS[room]}"
+
+
 def test_the_walk_sees_imports():
     """The engines' choice imports engines inside of functions, `testing` imports from below by both forms."""
     found = {other for path in FILES if room_of(path) == "testing" for _, other in imported(path)}
