@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from optimkit import arrays
-from optimkit.driver import state
+from optimkit.driver import loading, state
 from optimkit.driver.build import chain_of
 from optimkit.driver.containers import Growth, grow, placer, prune
 from optimkit.driver.entries import Entry, Group
@@ -239,7 +239,7 @@ class Membership(Hyperparameters, base=True):
         ValueError
             If it does not fit; the message lists every difference, and nothing is changed.
         """
-        state.load_state_dict(self, saved)
+        loading.load_state_dict(self, saved)
 
     def __getstate__(self) -> dict[str, Any]:
         return state.pack(self)
@@ -255,7 +255,7 @@ _living: weakref.WeakValueDictionary[int, Membership] = weakref.WeakValueDiction
 def _renew_locks() -> None:
     """A thread that held a lock when the process was forked is not there in the child."""
     for optimizer in list(_living.values()):
-        optimizer.__dict__["_lock"] = threading.RLock()
+        optimizer.__dict__.update(_lock=threading.RLock(), _stepping=False)
 
 
 if system == "posix":
