@@ -1,8 +1,9 @@
-"""Gradients of a step: none is kept, each is looked at, and those that share memory give the result of copies (faults 12 to 15, 24)."""
+"""Gradients of a step: none is kept, each is looked at, shared memory gives the result of copies (faults 12 to 15, 24)."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import tracemalloc
 import weakref
 
@@ -166,7 +167,7 @@ def test_what_lies_where_a_gradient_lay_is_checked(engine):
     before = w["a"].copy()
     for dtype, message in [("int32", "is int32"), (">f4", "another byte order"), ("float16", "float16")]:
         with pytest.raises(TypeError, match=message):
-            opt.step({"a": np.ndarray((3, 2), dtype, memory, strides=(8 if dtype != "float16" else 4, 4 if dtype != "float16" else 2))})
+            opt.step({"a": np.ndarray((3, 2), dtype, memory)})
     for shape in [(2, 3), (6,), (3, 1), (3, 2, 1)]:
         with pytest.raises(ValueError, match="nothing is broadcast"):
             opt.step({"a": np.ndarray(shape, "float32", memory)})
@@ -300,7 +301,7 @@ def test_gradients_mirror_nested_parameters_and_groups():
         ([two[0], (two[1], {"z": two[2]})], (g["x"], [g["y"], {"z": g["z"]}])),
         ([{"params": {"x": two[0]}}, {"params": [two[1], two[2]], "lr": 1e-3}], [{"x": g["x"]}, [g["y"], g["z"]]]),
         ([{"params": {"x": two[0]}}, {"params": {"y": two[1], "z": two[2]}}], dict(g)),
-        ([{"params": {"x": two[0]}}, {"params": {"y": two[1], "z": two[2]}}], [{"params": {"x": g["x"]}}, {"y": g["y"], "z": g["z"]}]),
+        ([{"params": [two[0]]}, {"params": two[1:]}], [{"params": [g["x"]]}, [g["y"], g["z"]]]),
         ({"x": two[0], "y": two[1], "z": two[2]}, {"z": g["z"], "x": g["x"], "y": Param(np.ones((2, 2)), g["y"])}),
     ]
     for params, grads in trees:
@@ -359,7 +360,7 @@ def test_a_gradient_that_shares_memory_with_a_weight_is_as_a_copy(engine, warm):
 def test_gradients_that_share_memory_are_all_read_before_they_are_zeroed(engine, warm):
     one, two = (weights(shapes={"a": (64,), "b": (64,), "c": (64,)}) for _ in range(2))
     opt, plain = Adam(one, engine=engine), Adam(two, engine=engine)
-    shapes = {name: (64,) for name in one}
+    shapes = dict.fromkeys(one, (64,))
     for seed in range(3 if warm else 0):
         for each in (opt, plain):
             each.step(gradients(seed, shapes=shapes), zero_grad=True)
@@ -411,8 +412,8 @@ def test_compiled_looks_are_used_and_agree_with_pythons():
     looks = pytest.importorskip("optimkit.engines.numba_looks", reason="numba is not installed")
     assert looks.works()
     rng = np.random.default_rng(0)
-    pool = [make(np.asarray(rng.normal(size=shape), dtype)) for make in LAYOUTS.values() for shape in ((3, 2), (2, 3), (6,), (), (0, 2))
-            for dtype in ("float32", "float64", "int32", ">f4")]  # fmt: skip
+    kinds = itertools.product(LAYOUTS.values(), ((3, 2), (2, 3), (6,), (), (0, 2)), ("float32", "float64", "int32", ">f4"))
+    pool = [make(np.asarray(rng.normal(size=shape), dtype)) for make, shape, dtype in kinds]
     pool += [np.float32(1), np.ones(3, np.float32)[1:], None, None, None, "no", 3.0, [1.0], np.zeros((3, 2), np.float32)]
     opt = Adam({str(i): np.ones(1, np.float32) for i in range(len(pool))})
     plain, compiled = (Looks(Spans(opt._entries)) for _ in range(2))
@@ -451,7 +452,8 @@ def test_compiled_spans_meet_where_intervals_do():
                 each.keep(place, g)
                 spans.gradients[place] += starts[n + place] + (1 << 46) - g.ctypes.data
             assert each.compare(grads) == []
-            ranges = [(low, high) for low, high in [*spans.weights.tolist(), *(spans.gradients + each.now[:, None]).tolist()] if low < high]
+            ranges = [*spans.weights.tolist(), *(spans.gradients + each.now[:, None]).tolist()]
+            ranges = [(low, high) for low, high in ranges if low < high]
             meet = any(a[0] < b[1] and b[0] < a[1] for i, a in enumerate(ranges) for b in ranges[:i])
             assert each.meet(True) == each.meet(False) == meet
             seen.add(meet)
