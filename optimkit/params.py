@@ -57,7 +57,8 @@ class Param:
     def __init__(self, data: Any, grad: Any = None, name: str | None = None) -> None:
         if not (name is None or isinstance(name, str)):
             raise TypeError(f"Param: name = {name!r} must be a str")
-        self.given_name, self._place = name, None
+        self.given_name = name
+        self._place: str | None = None  # its name in an optimizer
         self._take(data)
         if grad is not None:
             check_gradient(self.name or "data", self, grad)
@@ -273,7 +274,8 @@ def list_items(source: Any, name: str = "") -> Iterator[tuple[Any, Any]]:
             found = settled(found)
             if isinstance(found, Mapping | list | tuple):
                 return list_items(found, name)
-            raise TypeError(f"parameters{place}: {type(source).__name__}.{method}() gave a {type(found).__name__}, no list of parameters")
+            what = f"{type(source).__name__}.{method}() gave a {type(found).__name__}"
+            raise TypeError(f"parameters{place}: {what}, no list of parameters")
     hint = ""
     if isinstance(source, bool | int | float):
         hint = " (values of a group stand in a dict that is in a list: [{'params': ..., 'lr': 0.1}])"
@@ -299,7 +301,8 @@ def check_names(leaves: Sequence[Leaf]) -> None:
             raise ValueError(f"parameter {leaf.name!r} is there twice, the same array; pass it once")
         if other is not leaf:
             raise ValueError(
-                f"two parameters are called {leaf.name!r}; name them apart: dict keys that differ, or Param(data, name=...) in a list"
+                f"two parameters are called {leaf.name!r}; name them apart: dict keys that differ, or Param(data, name=...) "
+                "in a list"
             )
 
 

@@ -139,8 +139,8 @@ class Rule:
                 hash(value)
             except TypeError:
                 raise TypeError(
-                    f"{cls.__name__}: {name} = {shown(value)} is structure, part of a kernel's key, and must be hashable: a tuple "
-                    "in the place of a list; arrays belong into slots, numbers that change into fields annotated Scalar"
+                    f"{cls.__name__}: {name} = {shown(value)} is structure, part of a kernel's key, and must be hashable: a "
+                    "tuple in the place of a list; arrays belong into slots, numbers that change into fields annotated Scalar"
                 ) from None
         return value
 

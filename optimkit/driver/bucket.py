@@ -15,7 +15,7 @@ from optimkit import arrays
 from optimkit.driver.chain import Chain, SlotKey
 from optimkit.driver.entries import Entry, Group
 from optimkit.engines.eager import uniform_value
-from optimkit.engines.runner import Member, Runner, Tables
+from optimkit.engines.runner import DeviceRunner, Member, Runner, Tables
 from optimkit.fusion.graph import REDUCTIONS, Level, Node
 from optimkit.fusion.stages import Plan
 from optimkit.rule import Slot
@@ -205,7 +205,7 @@ class Bucket:
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
         if self.counts_on_device:
-            self.t = self.runner.get_counts()
+            self.t = cast(DeviceRunner, self.runner).get_counts()
         for entry, t in zip(self.entries, self.t.tolist(), strict=True):
             entry.t = t
 

@@ -69,10 +69,10 @@ def build_buckets(
         if known is None:
             known = chain, chain.key()
             by_group[id(entry.group), tuple(index for index, _ in chain.links)] = known
-        key = (entry.bucket_key, known[1])
-        chains.setdefault(key, known[0])
-        sorted_.setdefault(key, []).append(place)
-    runners = {}
+        own: Hashable = (entry.bucket_key, known[1])
+        chains.setdefault(own, known[0])
+        sorted_.setdefault(own, []).append(place)
+    runners: dict[Hashable, Any] = {}
     for key, places in sorted_.items():
         param = entries[places[0]].param
         runners[key] = choose(param.library, param.device, engine)

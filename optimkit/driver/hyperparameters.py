@@ -7,15 +7,16 @@ scheduler multiplies the learning rate by a factor of its own, so that several c
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from optimkit.driver.entries import Entry, Group
 from optimkit.numbers import coerce_number
 from optimkit.params import Where, matches
 from optimkit.rule import Rule, Transform, check_where
 
-_TAKEN = """add apply bind count explain freeze get_lr init links load_state_dict names params remove replace reset set set_lr
-slots state state_dict step unfreeze update validate zero_grad penalty transforms maximize nonfinite engine t""".split()
+_TAKEN = ["add", "apply", "bind", "count", "explain", "freeze", "get_lr", "init", "links", "load_state_dict", "names"]
+_TAKEN += ["params", "remove", "replace", "reset", "set", "set_lr", "slots", "state", "state_dict", "step", "unfreeze"]
+_TAKEN += ["update", "validate", "zero_grad", "penalty", "transforms", "maximize", "nonfinite", "engine", "t"]
 
 
 class Hyperparameters(Rule, base=True):
@@ -76,7 +77,7 @@ class Hyperparameters(Rule, base=True):
 
     def _number(self, group: Group, key: Hashable) -> float:
         """The value of a number of the chain in this step; `key` is (rule, name, position)."""
-        index, name, position = key  # type: ignore[misc]
+        index, name, position = cast(tuple[int, str, int | None], key)
         if index == 0:
             value = group.values[name]
             return self._evaluate(group, name, position, value if position is None else value[position])
@@ -163,7 +164,8 @@ class Hyperparameters(Rule, base=True):
         for each in changed:
             self.validate(Group(each).rule(type(self)))
         structure = any(name not in self._numbers for name in values)
-        structure = structure or any((group.values[name] is None) != (value is None) for group in groups for name, value in values.items())
+        for name, value in values.items():
+            structure = structure or any((group.values[name] is None) != (value is None) for group in groups)
         for group, each in zip(groups, changed, strict=True):
             group.values.update(each)
         if structure:
@@ -213,7 +215,8 @@ class Hyperparameters(Rule, base=True):
         """
         with self._lock:
             if "lr" not in self._numbers:
-                raise TypeError(f"{type(self).__name__} has no number lr that could be scheduled; it has {', '.join(self._numbers)}")
+                known = ", ".join(self._numbers)
+                raise TypeError(f"{type(self).__name__} has no number lr that could be scheduled; it has {known}")
             key = 1 + max(self._groups[0].factors, default=-1)
             self._set_factor(key, factor)
             return key

@@ -9,8 +9,6 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from optimkit import arrays
 from optimkit.driver.entries import Group
 from optimkit.driver.state import FORMAT, SlotView

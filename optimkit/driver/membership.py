@@ -65,7 +65,8 @@ class Membership(Hyperparameters, base=True):
             name = str(number) if len(specifications) > 1 and not isinstance(source, Mapping) else ""
             found.append((group, grow(self._roots, source, name)))
             if len(specifications) > 1 and not found[-1][1].leaves():
-                raise ValueError(f"group {number} has no parameters: its container is empty, or an iterator that was already used up")
+                why = "its container is empty, or an iterator that was already used up"
+                raise ValueError(f"group {number} has no parameters: {why}")
         leaves = [leaf for _, growth in found for leaf in growth.leaves()]
         check_names([*(entry.leaf for entry in self._entries), *leaves] if leaves else [])
         added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
@@ -196,12 +197,12 @@ class Membership(Hyperparameters, base=True):
     def _zero_own(self, set_to_none: bool) -> None:
         self._require_entries()
         found = [(entry, own_gradient(entry)) for entry in self._entries]
-        if all(gradient is None for _, gradient in found) and self._gradients is not None and not set_to_none:
-            if self._gradients.passed:
-                raise RuntimeError(
-                    "zero_grad() found no gradients in .grad; gradients passed to step(grads) are the caller's: "
-                    "use step(grads, zero_grad=True)"
-                )
+        nothing = all(gradient is None for _, gradient in found)
+        if nothing and not set_to_none and self._gradients is not None and self._gradients.passed:
+            raise RuntimeError(
+                "zero_grad() found no gradients in .grad; gradients passed to step(grads) are the caller's: "
+                "use step(grads, zero_grad=True)"
+            )
         for entry, gradient in found:
             if gradient is None:
                 continue
@@ -274,7 +275,8 @@ def _split_groups(params: Any) -> list[tuple[Any, dict[str, Any]]]:
         return [(params, {})]
     if not all(groups):
         number = groups.index(False)
-        raise TypeError(f"entry {number} of the list of groups is no group; a group is a dict with 'params', such as {{'params': ..., 'lr': 0.1}}")
+        group = "a dict with 'params', such as {'params': ..., 'lr': 0.1}"
+        raise TypeError(f"entry {number} of the list of groups is no group; a group is {group}")
     return [(group["params"], {key: value for key, value in group.items() if key != "params"}) for group in params]
 
 

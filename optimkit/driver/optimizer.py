@@ -225,7 +225,8 @@ class Optimizer(Membership, base=True):
             build.shared_slots(buckets, self._shared)
             if self.capturable and not all(bucket.on_device for bucket in buckets):
                 raise ValueError(
-                    "capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced to 'eager'"
+                    "capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced "
+                    "to 'eager'"
                 )
             if any(bucket.on_device for bucket in buckets):
                 DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
@@ -278,7 +279,7 @@ class Optimizer(Membership, base=True):
         """Zero gradients outside of a pass: those that it could not, and all of them after a skipped step."""
         places: Iterable[int] = range(len(values))
         if applied:
-            places = (*self._gradients.apart, *places[len(self._entries) :])
+            places = (*self._gradients.apart, *range(len(self._entries), len(values)))
         zero(arrays.view(values[place]) for place in places if values[place] is not None)
 
     def zero_grad(self, set_to_none: bool = False) -> None:

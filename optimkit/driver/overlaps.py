@@ -43,9 +43,8 @@ def check_weights(weights: Mapping[str, Any]) -> None:
         ranges = np.array([arrays.bounds(weight) for _, weight in group], np.int64).reshape(-1, 2)
         for a, b in _meeting(ranges):
             if arrays.overlap(group[a][1], group[b][1]):
-                raise ValueError(
-                    f"parameters {group[a][0]!r} and {group[b][0]!r} overlap in memory; pass the array they are views of, or copies"
-                )
+                names = f"{group[a][0]!r} and {group[b][0]!r}"
+                raise ValueError(f"parameters {names} overlap in memory; pass the array they are views of, or copies")
     _check_mapped(by_device.get("cpu", []))
 
 

@@ -30,10 +30,11 @@ class Sources:
         self.objects = [tree for tree in trees if tree.kind == "object"]
         kept = [tree for tree in trees if tree.kind != "object"]
         pairs = [(tree.source, key, branch.source) for tree in kept for key, branch in tree.branches.items()]
-        self.containers, self.keys, self.values = [each[0] for each in pairs], [each[1] for each in pairs], [each[2] for each in pairs]
+        self.containers, self.keys, self.values = ([each[place] for each in pairs] for place in range(3))
         self.sources, self.sizes = [tree.source for tree in kept], [len(tree.source) for tree in kept]
-        self.holders = [entry for entry in self.entries if not isinstance(entry.anchor, Param) and not arrays.is_array(entry.anchor)]
         self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param)]
+        others = [entry for entry in self.entries if not isinstance(entry.anchor, Param)]
+        self.holders = [entry for entry in others if not arrays.is_array(entry.anchor)]
         self.seen = [entry.param.data for entry in self.params]
         self.tensors = [entry for entry in self.entries if entry.param.library == "torch"]
         self.pointed = [entry.param.data for entry in self.tensors]
@@ -59,7 +60,8 @@ class Sources:
             if entry not in pending and entry.param.data is not before:
                 pending[entry] = entry.param
         if self.tensors and list(map(_POINTER, self.pointed)) != [entry.pointer for entry in self.tensors]:
-            pending |= {entry: entry.anchor for entry in self.tensors if entry not in pending and _POINTER(entry.param.data) != entry.pointer}
+            moved = [entry for entry in self.tensors if _POINTER(entry.param.data) != entry.pointer]
+            pending |= {entry: entry.anchor for entry in moved if entry not in pending}
         if not pending and not moves:
             return []
         found = self._check(pending)
@@ -68,7 +70,8 @@ class Sources:
 
     def _as_before(self) -> bool:
         try:
-            same = list(map(len, self.sources)) == self.sizes and all(map(is_, map(getitem, self.containers, self.keys), self.values))
+            same = list(map(len, self.sources)) == self.sizes
+            same = same and all(map(is_, map(getitem, self.containers, self.keys), self.values))
         except (KeyError, IndexError):
             return False
         return same and all(map(_lists_the_same, self.objects))
@@ -80,7 +83,8 @@ class Sources:
                 pending[self.entry_of[id(tree.leaf)]] = now
             return
         if is_leaf(now):
-            raise TypeError(f"parameters at {tree.name!r} were a {type(tree.source).__name__} and became {arrays.describe(now)}")
+            before = type(tree.source).__name__
+            raise TypeError(f"parameters at {tree.name!r} were a {before} and became {arrays.describe(now)}")
         items = dict(list_items(now, tree.name))
         keys = _match_keys(tree, items)
         moves.append((tree, now, keys))
@@ -92,12 +96,14 @@ class Sources:
         found = []
         for entry, now in pending.items():
             if not is_leaf(now):
-                raise TypeError(f"parameter {entry.name!r} became {arrays.describe(now)}; call opt.remove({entry.name!r}) if that is meant")
+                name = entry.name
+                raise TypeError(f"parameter {name!r} became {arrays.describe(now)}; call opt.remove({name!r}) if that is meant")
             entry.param.check_same(entry.name, data_of(now))
             if data_of(now) is not entry.view or entry in self.tensors:
                 found.append(entry)
         if found:
-            check_weights({entry.name: data_of(pending[entry]) if entry in pending else entry.param.data for entry in self.entries})
+            now_there = [(entry.name, data_of(pending.get(entry, entry.param))) for entry in self.entries]
+            check_weights(dict(now_there))
         return found
 
     def _take(self, pending: Mapping[Entry, Any], moves: Sequence[tuple[Tree, Any, dict[Any, Any]]]) -> None:

@@ -127,7 +127,7 @@ class CompiledLooks:
         if dtype is None:
             self.known[place] = 1, 0, 0
             return
-        shape, strides = seen[2:4]  # type: ignore[index]
+        shape, strides = seen[2:4]
         layout = self.layouts[place] = np.array([*shape, *strides], np.int64)
         self.known[place] = id(dtype), len(shape), layout.ctypes.data
 
@@ -136,7 +136,7 @@ class CompiledLooks:
         self.kernel.held(self.address)
         other, moved, meet, read_only = self.job[11:].tolist()
         self.moved, self.meet, self.read_only = moved > 0, meet > 0, read_only > 0
-        return self.others[:other].tolist() if other else []  # type: ignore[no-any-return]
+        return self.others[:other].tolist() if other else []
 
 
 @cache
