@@ -345,7 +345,7 @@ def test_a_file_that_can_not_be_written(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.skipif(NO_DEVICE is not None, reason=f"the benchmark on CuPy arrays: {NO_DEVICE and NO_DEVICE.what}")
-def test_a_quick_run_on_a_device(tmp_path, capsys):
+def test_a_quick_run_on_cupy(tmp_path, capsys):
     file = tmp_path / "numbers.json"
     assert main(["bench", "--backend", "cupy", "--quick", "--only", "adam,tail,mlp", "--rounds", "1", "--json", str(file)]) == 0
     text = capsys.readouterr().out
