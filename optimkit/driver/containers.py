@@ -101,8 +101,8 @@ def placer(roots: Sequence[Tree], leaf: Leaf, new: Any) -> Callable[[], None]:
     if tree is not None and dict(list_items(tree.source, tree.name)).get(key) is not new:
         if tree.kind == "object":
             raise TypeError(
-                f"parameter {leaf.name!r} belongs to a {type(tree.source).__name__}, which lists its parameters itself; put "
-                f"the new array there first, then call opt.replace({leaf.name!r}, new)"
+                f"parameter {leaf.name!r} belongs to a {type(tree.source).__name__}, which lists its parameters itself; "
+                f"put the new array there first, then call opt.replace({leaf.name!r}, new)"
             )
         source = tree.source
         if not isinstance(source, MutableMapping | MutableSequence):

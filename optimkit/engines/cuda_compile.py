@@ -6,7 +6,6 @@ text goes through `cupy.cuda.compiler.compile_using_nvrtc` and `Function` by han
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from functools import cache
@@ -78,7 +77,7 @@ def load(text: str, device: int) -> Any:
         module = _loaded.get((text, device))
         if module is None:
             key = disk.digest(text, *_target(device))
-            binary = _read(key)
+            binary = disk.kept(f"{key}.cuda")
             module = _module(binary, text) if binary is not None else None
             if module is None:
                 binary = _compile(text, key)
@@ -89,18 +88,6 @@ def load(text: str, device: int) -> Any:
         return module
 
 
-def _read(key: str) -> bytes | None:
-    folder = disk.folder()
-    if folder is None:
-        return None
-    try:
-        content = (folder / f"{key}.cuda").read_bytes()
-    except OSError:
-        return None
-    checksum, binary = content[:32], content[32:]
-    return binary if hashlib.sha256(binary).digest() == checksum else None
-
-
 def _compile(text: str, key: str) -> bytes:
     from cupy.cuda import compiler
 
@@ -109,9 +96,7 @@ def _compile(text: str, key: str) -> bytes:
         binary, _ = compiler.compile_using_nvrtc(text, OPTIONS, None, "optimkit.cu", cache_in_memory=True)
     except compiler.CompileException as error:
         raise KernelError(f"NVRTC did not compile this kernel:\n{_numbered(text)}\n\nIts log:\n{error}") from error
-    folder = disk.folder()
-    if folder is not None:
-        disk.write_atomically(folder / f"{key}.cuda", hashlib.sha256(binary).digest() + binary)
+    disk.keep(f"{key}.cuda", bytes(binary))
     return bytes(binary)
 
 

@@ -7,8 +7,8 @@ Small buckets run on the calling thread with the GIL held: giving it up can cost
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import hashlib
 import importlib.resources
 import linecache
 import pickle
@@ -94,15 +94,8 @@ def compile_text(text: str, words: int = 1) -> Kernel:
 
 def _load(key: str, words: int) -> Kernel | None:
     """A kernel from disk; None if there is none, or not one that can be trusted."""
-    folder = disk.folder()
-    if folder is None:
-        return None
-    try:
-        content = (folder / f"{key}.kernel").read_bytes()
-    except OSError:
-        return None
-    checksum, payload = content[:32], content[32:]
-    if hashlib.sha256(payload).digest() != checksum:
+    payload = disk.kept(f"{key}.kernel")
+    if payload is None:
         return None
     try:
         from numba.core.registry import cpu_target
@@ -129,15 +122,9 @@ def _compile(text: str, key: str, words: int) -> Kernel:
             scope[name] = numba.njit(error_model="numpy")(scope[name])
     signature = numba.void(*[numba.int64] * words)
     function = numba.cfunc(signature, error_model="numpy")(scope["kernel"])
-    folder = disk.folder()
-    if folder is not None:
-        try:
-            state = function._library.serialize_using_object_code()
-            payload = pickle.dumps((function._wrapper_name, state))
-        except (AttributeError, RuntimeError):  # numba keeps these names private; without them, memory
-            payload = b""
-        if payload:
-            disk.write_atomically(folder / f"{key}.kernel", hashlib.sha256(payload).digest() + payload)
+    with contextlib.suppress(AttributeError, RuntimeError):  # numba keeps these names private; without them, memory
+        state = function._library.serialize_using_object_code()
+        disk.keep(f"{key}.kernel", pickle.dumps((function._wrapper_name, state)))
     return Kernel(function.address, words, function)
 
 

@@ -9,6 +9,7 @@ The pool is made at first use and dropped after a fork.
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -113,9 +114,10 @@ def set_num_threads(n: int) -> None:
         If `n` is no whole number from 1.
     """
     global _threads
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    whole = None if isinstance(n, bool) or not hasattr(n, "__index__") else operator.index(n)
+    if whole is None or whole < 1:
         raise ValueError(f"n = {n!r} must be a whole number from 1")
-    _threads = n
+    _threads = whole
 
 
 def run(call: Call, n: int) -> None:
