@@ -1,4 +1,4 @@
-"""The project itself: what the README promises, what is required, who imports whom, and what stands in which file."""
+"""The project itself: what the README promises, what is required, where the version stands, and what is in which file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import ast
 import importlib.metadata
 import re
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +18,6 @@ PACKAGE = ROOT / "optimkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-
-# The rooms of the house, top to bottom; each may import what stands below it. `__init__` is the package itself.
-ROOMS = ["__main__", "cli", "bench", "info", "testing", "__init__", "diagnosis", "optimizers", "transforms", "lr_scheduler"]
-ROOMS += ["schedules", "driver", "params", "rule", "definition", "engines", "arrays", "fusion", "numbers"]
-HEAVY = ("cupy", "jax", "llvmlite", "matplotlib", "numba", "pytest", "scipy", "sklearn", "torch", "tqdm")
 
 
 # ---- the README and the settings
@@ -122,47 +115,3 @@ def test_files_are_short_and_start_with_their_idea():
         text = path.read_text()
         assert len(text.splitlines()) < 400, path.relative_to(ROOT)
         assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path.relative_to(ROOT)} does not say what it is for"
-
-
-# ---- imports
-
-
-def imports(path: Path) -> Iterator[str]:
-    """The modules that a file imports, at any depth of its text."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: imports are absolute"
-            yield from ([f"optimkit.{alias.name}" for alias in node.names] if node.module == "optimkit" else [str(node.module)])
-
-
-def room(module: str) -> str:
-    """The room of a module of the package; a name from the package itself belongs to `__init__`."""
-    first = module.removeprefix("optimkit").removeprefix(".").partition(".")[0]
-    is_room = first and ((PACKAGE / f"{first}.py").exists() or (PACKAGE / first).is_dir())
-    return first if is_room else "__init__"
-
-
-def test_imports_go_one_way():
-    for path in FILES:
-        own = room(".".join(("optimkit", *path.relative_to(PACKAGE).with_suffix("").parts)))
-        assert own in ROOMS, f"{own} has no place in ROOMS"
-        for module in imports(path):
-            if module.partition(".")[0] == "optimkit" and room(module) != own:
-                assert ROOMS.index(room(module)) > ROOMS.index(own), f"{path.relative_to(ROOT)} imports {module}"
-
-
-@pytest.mark.parametrize("name", ["optimizers", "transforms", "schedules", "fusion"])
-def test_rooms_that_know_no_array_library(name):
-    for path in (PACKAGE / name).glob("*.py"):
-        outside = {module.partition(".")[0] for module in imports(path)} - {"optimkit", *sys.stdlib_module_names}
-        assert not outside, f"{path.relative_to(ROOT)} imports {outside}"
-        engines = {module for module in imports(path) if module.startswith("optimkit.engines")}
-        assert not engines, f"{path.relative_to(ROOT)} imports {engines}"
-
-
-def test_import_brings_nothing_heavy():
-    code = f"import optimkit, sys; print(*[name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []

@@ -22,10 +22,10 @@ from optimkit.driver.device import DeviceSteps
 from optimkit.driver.entries import Group
 from optimkit.driver.gradients import Gradients
 from optimkit.driver.membership import Membership
+from optimkit.driver.norms import gradient_norm, name_nonfinite, sum_parameters
 from optimkit.driver.overlaps import zero
 from optimkit.driver.result import NonFiniteGradientError, StepResult
 from optimkit.driver.sources import Sources
-from optimkit.engines import canonical
 from optimkit.engines.choose import check_engine, compiled_looks
 from optimkit.rule import Penalty, Transform
 
@@ -173,10 +173,10 @@ class Optimizer(Membership, base=True):
             if len(on_host) < len(buckets):
                 return self._run_on_device(on_host, [bucket for bucket in buckets if bucket.on_device], values, zero_grad)
             self._reduce(buckets)
-            norm = _gradient_norm(buckets)
+            norm = gradient_norm(buckets)
             applied = self.nonfinite == "allow" or norm is None or bool(np.isfinite(norm))
             if not applied and self.nonfinite == "raise":
-                raise NonFiniteGradientError(_name_nonfinite(buckets))
+                raise NonFiniteGradientError(name_nonfinite(buckets))
             self._count_step()
             for bucket in buckets if applied else ():
                 bucket.commit(zero_grad, self._shared)
@@ -191,7 +191,7 @@ class Optimizer(Membership, base=True):
         device.reduce(buckets)
         if self.nonfinite == "raise" and not np.isfinite(device.fetch_norm(buckets)):
             device.fetch_sums(buckets)
-            raise NonFiniteGradientError(_name_nonfinite(buckets))
+            raise NonFiniteGradientError(name_nonfinite(buckets))
         self._count_step()
         for bucket in on_host:
             bucket.commit(zero_grad, self._shared)
@@ -214,7 +214,7 @@ class Optimizer(Membership, base=True):
                     if node.op == "total":
                         parts = totals.setdefault(node.key, np.zeros(len(self._entries)))
                         parts[bucket.places] = bucket.contribution(node.args[0])
-            found = {key: _sum_parameters(parts) for key, parts in totals.items()}
+            found = {key: sum_parameters(parts) for key, parts in totals.items()}
             for bucket in buckets:
                 bucket.finish_round(number, found)
 
@@ -391,31 +391,3 @@ def _check_options(self: Optimizer) -> tuple[Transform, ...]:
     if links is None or not all(isinstance(link, Transform) for link in links):
         raise TypeError(f"{name}: transforms = {self.transforms!r} must be a list of Transforms, such as [ClipByValue(1.0)]")
     return tuple(links)
-
-
-def _sum_parameters(parts: np.ndarray) -> float:
-    import array_api_compat.numpy as xp
-
-    if len(parts) <= canonical.LANES:
-        return canonical.combine_few(parts.tolist())
-    with np.errstate(all="ignore"):
-        return float(canonical.combine(xp, "sum", parts))
-
-
-def _gradient_norm(buckets: Sequence[Bucket]) -> float | None:
-    nodes = [bucket.plan.program.gradient_norm for bucket in buckets]
-    if any(node is None for node in nodes):
-        return None
-    value = buckets[0].uniform(nodes[0])  # type: ignore[arg-type]
-    return float(value if np.ndim(value) == 0 else value[0])
-
-
-def _name_nonfinite(buckets: Sequence[Bucket]) -> str:
-    names = []
-    for bucket in buckets:
-        for node, value in bucket.values.items():
-            if node.op == "sum_of_squares" and node.args[0].op in ("g", "negative"):
-                bad = bucket.active & ~np.isfinite(value)
-                names += [entry.name for entry, is_bad in zip(bucket.entries, bad, strict=True) if is_bad]
-    shown = ", ".join(map(repr, dict.fromkeys(names)))
-    return f"the gradient of {shown} has NaN or Inf; nothing was written. Use nonfinite='skip' to leave such steps out"
