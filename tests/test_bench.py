@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from optimkit.bench import contestants, cpu, cupy, floor, fresh, measure, report, targets, warm, workloads
+from optimkit.bench import contestants, cpu, cupy, floor, fresh, measure, neighbours, report, targets, warm, workloads
 from optimkit.bench.contestants import BY_HAND, FLOOR, FOREACH, FUSED, OPTIMKIT, Contestant
 from optimkit.bench.options import Options
 from optimkit.bench.run import run
@@ -327,14 +327,23 @@ def test_a_run_without_torch_says_so(monkeypatch, capsys):
     assert FUSED not in text
 
 
-@pytest.mark.parametrize(("load", "busy"), [(0.3, False), (64.0, True), (None, False)])
-def test_a_busy_machine_is_told(monkeypatch, load, busy):
+@pytest.mark.parametrize(
+    ("start", "end", "share"),
+    [
+        ((100.0, 7.0, 1000.0), (130.0, 17.0, 1100.0), 0.2),  # others: 30 s busy without our 10 s, of 100 s
+        ((100.0, 7.0, 1000.0), (109.0, 17.0, 1100.0), 0.0),  # clocks that disagree a little
+        (None, None, None),
+    ],
+)
+def test_neighbours_are_told(monkeypatch, start, end, share):
     monkeypatch.setattr("optimkit.bench.cpu.measure", lambda options, show: {})
-    monkeypatch.setattr("optimkit.bench.run.load_average", lambda: load)
-    monkeypatch.setattr("optimkit.info.machine", lambda: {"cores": 2})
+    values = iter((start, end))
+    monkeypatch.setattr(neighbours, "_read", lambda: next(values))
     shown = []
-    assert run(Options(), shown.append)["load_average"] == load
-    assert shown == ["The machine is busy (load average 64.0, 2 cores): what follows is not to be relied on."] * busy
+    found = run(Options(), shown.append)
+    assert found["neighbours"] == share
+    assert shown == ([neighbours.warning(share)] if share else [])
+    assert "Other processes used 20% of the cores" in neighbours.warning(0.2)
 
 
 def test_a_file_that_can_not_be_written(monkeypatch, tmp_path, capsys):

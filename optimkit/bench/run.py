@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import optimkit
 from optimkit import info
+from optimkit.bench.neighbours import Neighbours, warning
 from optimkit.bench.options import Options
 from optimkit.engines import cache
-
-BUSY = 0.4  # load average per core, above which somebody else is at work
 
 
 class Unavailable(Exception):
@@ -47,26 +45,21 @@ def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]
         from optimkit.bench.cupy import measure
     else:
         from optimkit.bench.cpu import measure
-    machine, load = info.machine(), load_average()
-    if load is not None and load > BUSY * machine["cores"]:
-        show(f"The machine is busy (load average {load:.1f}, {machine['cores']} cores): what follows is not to be relied on.")
+    neighbours = Neighbours()
     found = {
         "optimkit": optimkit.__version__,
-        "machine": machine,
-        "load_average": load,
+        "machine": info.machine(),
         "options": {key: value for key, value in vars(options).items() if key != "json"},
         **measure(options, show),
     }
+    found["neighbours"] = neighbours.share()
+    if warning(found["neighbours"]):
+        show(warning(found["neighbours"]))
     if options.json is not None:
         if not cache.write_atomically(options.json, json.dumps(found, indent=1).encode()):
             raise OSError(f"--json {options.json} could not be written")
         show(f"All numbers are in {options.json}")
     return found
-
-
-def load_average() -> float | None:
-    """Processes that ran in the last minute, on average; None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def progress(text: str) -> None:
