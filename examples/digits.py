@@ -14,8 +14,10 @@ The data are scikit-learn's 1,797 real digits of 8 x 8 pixels; they come with th
 
 import argparse
 import importlib
+import math
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -153,6 +155,10 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.epochs, args.batch) < 1:
         parser.error(f"--epochs {args.epochs} --batch {args.batch}: both must be at least 1")
+    if args.lr is not None and not 0 <= args.lr < math.inf:
+        parser.error(f"--lr {args.lr}: it must be a number from 0")
+    if not args.no_plot and not Path(args.plot).resolve().parent.is_dir():
+        parser.error(f"--plot {args.plot}: there is no such folder")
 
     xp = load_backend(args.backend)
     start = time.perf_counter()

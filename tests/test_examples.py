@@ -69,6 +69,23 @@ def test_a_library_that_is_missing_is_named_in_one_line(digits, monkeypatch):
         digits.load_backend("cupy")
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lr", "-1"], "--lr -1.0: it must be a number from 0"),
+        (["--lr", "nan"], "--lr nan: it must be a number from 0"),
+        (["--batch", "0"], "--epochs 60 --batch 0: both must be at least 1"),
+        (["--plot", "not/there/run.png"], "--plot not/there/run.png: there is no such folder"),
+        (["--optimizer", "adam2"], "invalid choice: 'adam2'"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_runs(digits, monkeypatch, capsys, args, message):
+    with pytest.raises(SystemExit) as ended:
+        train(digits, monkeypatch, *args)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_losses_and_rates_are_drawn(digits, monkeypatch, tmp_path, capsys):
     path = tmp_path / "run.png"
     train(digits, monkeypatch, "--epochs", "2", "--plot", str(path))
