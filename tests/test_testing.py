@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from optimizers import Trust
+from optimizers import Trust, public
 
 import optimkit
 from optimkit import Optimizer, Penalty, Scalar, Transform, zeros
@@ -56,16 +56,21 @@ def test_transforms_with_a_reference():
     assert check_transform(ClipByGlobalNorm(1.0), optimizer=partial(optimkit.Adam, lr=0.1), **EAGER).passed == ["numpy-eager"]
 
 
-@pytest.mark.parametrize(
-    ("penalty", "gradient"),
-    [
-        (L1(0.25), lambda w: 0.25 * np.sign(w)),
-        (L2(0.25), lambda w: 0.5 * w),
-        (ElasticNet(0.25, 0.125), lambda w: 0.25 * np.sign(w) + 0.25 * w),
-    ],
-)
-def test_penalties_with_a_reference(penalty, gradient):
-    assert check_penalty(penalty, reference=gradient, **EAGER).passed == ["numpy-eager"]
+PENALTIES = {
+    L1(0.25): lambda w: 0.25 * np.sign(w),
+    L2(0.25): lambda w: 0.5 * w,
+    ElasticNet(0.25, 0.125): lambda w: 0.25 * np.sign(w) + 0.25 * w,
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+def test_penalties_with_a_reference(penalty):
+    """Gradient and value of each belong together."""
+    assert check_penalty(penalty, reference=PENALTIES[penalty], **EAGER).passed == ["numpy-eager"]
+
+
+def test_no_penalty_was_forgotten():
+    assert {type(penalty) for penalty in PENALTIES} == public(Penalty)
 
 
 def test_a_backend_that_is_not_there_is_reported_with_its_reason(monkeypatch):
@@ -75,6 +80,8 @@ def test_a_backend_that_is_not_there_is_reported_with_its_reason(monkeypatch):
     assert report.passed == ["numpy-eager"]
     assert "a_library_that_is_not_there can't be imported" in report.skipped["absent-eager"]
     assert "skipped: absent-eager: a_library" in str(report)
+    with pytest.raises(RuntimeError, match="none of the backends could run: absent-eager: a_library"):
+        check_optimizer(SignMomentum, backends=["absent-eager"])
 
 
 # ---- what fails, in words
@@ -205,6 +212,7 @@ def test_an_error_inside_says_where_it_ran():
         (lambda: check_optimizer(SignMomentum, dtypes="float32"), "dtypes = 'float32' must be"),
         (lambda: check_optimizer(SignMomentum, steps=0), "steps = 0 must be a whole number from 1"),
         (lambda: check_optimizer(SignMomentum, rate=1.0, **EAGER), "rate"),
+        (lambda: check_optimizer(SignMomentum, engine="eager"), "engine = 'eager' is the matter of the backends"),
         (lambda: check_transform(ClipByValue), r"must be a Transform with its numbers"),
         (lambda: check_penalty(ClipByValue(1.0)), "must be a Penalty with its numbers"),
         (lambda: BACKENDS["jax-functional"].make([1.0], "float32", "fortran"), "layout = 'fortran' must be one of"),

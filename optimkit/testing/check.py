@@ -78,8 +78,10 @@ def check_optimizer(
     ------
     AssertionError
         If something differs; it names backend, dtype, layout, parameter, step, element and both values.
-    ValueError
-        If a backend, a dtype or `steps` is out of range.
+    ValueError, TypeError
+        If a backend, a dtype or `steps` is out of range, or the engine is set.
+    RuntimeError
+        If none of the backends that were asked for can run here, with the reasons.
 
     Examples
     --------
@@ -99,7 +101,7 @@ def check_optimizer(
     >>> report.passed
     ['numpy-eager']
     """
-    _check_arguments(dtypes, steps)
+    _check_arguments(dtypes, steps, settings)
     make = partial(optimizer, **settings)
     report, failures = Report(), []
     for backend in _chosen(backends):
@@ -111,6 +113,9 @@ def check_optimizer(
         failures += found
         if not found:
             report.passed.append(backend.name)
+    if not report.passed and not failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+        raise RuntimeError(f"none of the backends could run: {reasons}")
     if reference is not None:
         failures += [failure for dtype in dtypes for failure in against(reference, make, dtype, steps, seed)]
     if failures:
@@ -208,7 +213,9 @@ def _check_value(penalty: Penalty) -> None:
         )
 
 
-def _check_arguments(dtypes: Sequence[str], steps: int) -> None:
+def _check_arguments(dtypes: Sequence[str], steps: int, settings: dict[str, Any]) -> None:
+    if "engine" in settings:
+        raise TypeError(f"engine = {settings['engine']!r} is the matter of the backends; pass backends=['numpy-eager']")
     if isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(TOLERANCES):
         raise ValueError(f"dtypes = {dtypes!r} must be a list of {', '.join(map(repr, TOLERANCES))}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
