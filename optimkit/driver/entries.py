@@ -51,7 +51,9 @@ class Entry:
     layout: Layout = field(init=False)
     layout_before: Layout | None = None
     view: Any = field(init=False)
+    taken: Any = field(init=False)  # the Param's array when it was last looked at
     pointer: int = 0
+    handed_out: bool = False  # the caller has seen `param`, and may set its data
 
     def __post_init__(self) -> None:
         self.take_data()
@@ -67,6 +69,7 @@ class Entry:
     def take_data(self) -> bool:
         """Look at the Param's array again; True if its memory order changed."""
         old = getattr(self, "layout", None)
+        self.taken = self.param.data
         self.view = arrays.view(self.param.data)
         self.layout = Layout.of(self.view)
         if self.param.library == "torch":
@@ -93,7 +96,7 @@ class Entry:
         if not keep_counts:
             self.uniforms, self.t = fresh.uniforms, 0
         self.layout_before = None
-        self.view, self.layout, self.pointer = fresh.view, fresh.layout, fresh.pointer
+        self.view, self.layout, self.pointer, self.taken = fresh.view, fresh.layout, fresh.pointer, fresh.taken
 
     def reorder_slots(self) -> None:
         """Bring the slots into the memory order that the weight has now."""

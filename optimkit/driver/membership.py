@@ -155,7 +155,11 @@ class Membership(Hyperparameters, base=True):
         return int(self._count)
 
     def __getitem__(self, name: str) -> Param:
-        return self._entry(name).param
+        entry = self._entry(name)
+        entry.handed_out = True
+        if self._sources is not None:
+            self._sources.watch(entry)
+        return entry.param
 
     def __contains__(self, name: object) -> bool:
         return name in self.names

@@ -12,6 +12,7 @@ from operator import getitem, is_, methodcaller
 from typing import Any
 
 from optimkit import arrays
+from optimkit.driver.containers import placer
 from optimkit.driver.entries import Entry
 from optimkit.driver.overlaps import check_weights
 from optimkit.params import Param, Tree, data_of, is_leaf, list_items
@@ -24,6 +25,7 @@ class Sources:
         self.entries, self.roots = list(entries), list(roots)
         self.entry_of = {id(entry.leaf): entry for entry in entries}
         self._prepare()
+        self.seen = [entry.taken for entry in self.params]  # what was set before the first step counts too
 
     def _prepare(self) -> None:
         trees = [tree for root in self.roots for tree in root.trees() if tree.kind != "leaf"]
@@ -31,8 +33,8 @@ class Sources:
         kept = [tree for tree in trees if tree.kind != "object"]
         pairs = [(tree.source, key, branch.source) for tree in kept for key, branch in tree.branches.items()]
         self.containers, self.keys, self.values = ([each[place] for each in pairs] for place in range(3))
-        self.sources, self.sizes = [tree.source for tree in kept], [len(tree.source) for tree in kept]
-        self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param)]
+        self.sources, self.sizes = [tree.source for tree in kept], [len(tree.branches) + len(tree.removed) for tree in kept]
+        self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param) or entry.handed_out]
         others = [entry for entry in self.entries if not isinstance(entry.anchor, Param)]
         self.holders = [entry for entry in others if not arrays.is_array(entry.anchor)]
         self.seen = [entry.param.data for entry in self.params]
@@ -53,12 +55,12 @@ class Sources:
         if not self._as_before():
             for root in self.roots:
                 self._walk(root, root.source, pending, moves)
-        for entry in self.holders:
-            if entry not in pending and entry.anchor.data is not entry.param.data:
-                pending[entry] = entry.anchor
         for entry, before in zip(self.params, self.seen, strict=True):
             if entry not in pending and entry.param.data is not before:
                 pending[entry] = entry.param
+        for entry in self.holders:
+            if entry not in pending and entry.anchor.data is not entry.param.data:
+                pending[entry] = entry.anchor
         if self.tensors and list(map(_POINTER, self.pointed)) != [entry.pointer for entry in self.tensors]:
             moved = [entry for entry in self.tensors if _POINTER(entry.param.data) != entry.pointer]
             pending |= {entry: entry.anchor for entry in moved if entry not in pending}
@@ -67,6 +69,12 @@ class Sources:
         found = self._check(pending)
         self._take(pending, moves)
         return found
+
+    def watch(self, entry: Entry) -> None:
+        """The caller has the entry's Param, and may set its data."""
+        if entry not in self.params:
+            self.params.append(entry)
+            self.seen.append(entry.taken)
 
     def _as_before(self) -> bool:
         try:
@@ -95,6 +103,8 @@ class Sources:
         """Raise unless everything can be adopted; the entries with another array."""
         found = []
         for entry, now in pending.items():
+            if now is entry.param and now is not entry.anchor:
+                placer(self.roots, entry.leaf, now.data)
             if not is_leaf(now):
                 name = entry.name
                 raise TypeError(f"parameter {name!r} became {arrays.describe(now)}; call opt.remove({name!r}) if that is meant")
@@ -112,7 +122,10 @@ class Sources:
             tree.branches = {keys[key]: branch for key, branch in tree.branches.items()}
             tree.removed &= set(dict(list_items(now, tree.name))) - set(tree.branches)
         for entry, now in pending.items():
-            entry.adopt(now)
+            if now is entry.param and now is not entry.anchor:  # opt["name"].data = new: the container gets it too
+                placer(self.roots, entry.leaf, now.data)()
+            else:
+                entry.adopt(now)
         for root in self.roots:
             for tree in root.trees():
                 if tree.leaf is not None:
