@@ -35,7 +35,7 @@ def test_param_says_what_it_is():
     p = Param(ones(2, 3), name="psi")
     assert (p.library, p.device, p.dtype, p.shape, p.size) == ("numpy", "cpu", "float32", (2, 3), 6)
     assert repr(p) == "Param('psi', numpy array of shape (2, 3), float32)"
-    with pytest.raises(TypeError, match="name = 3 must be a str"):
+    with pytest.raises(TypeError, match=r"name = 3 must be a str"):
         Param(ones(2), name=3)
 
 
@@ -178,8 +178,8 @@ def test_row_11c_a_rebound_container_is_adopted():
     params["enc"] = {"in": [3 * ones(1)], "W": 2 * ones(2)}
     opt.step(grads)
     assert (params["enc"]["W"][0], params["enc"]["in"][0][0]) == (1, 2)
-    with pytest.raises(TypeError, match="parameters at 'enc' were a dict and became numpy array"):
-        params["enc"] = ones(2)
+    params["enc"] = ones(2)
+    with pytest.raises(TypeError, match=r"parameters at 'enc' were a dict and became numpy array"):
         opt.step(grads)
 
 
@@ -200,7 +200,7 @@ def test_row_11c_an_attribute_of_an_object_is_adopted():
 @pytest.mark.parametrize(
     ("new", "error", "message"),
     [
-        (ones(3), ValueError, r"parameter 'W' was a numpy array of shape \(2,\), float32 and became .*\(3,\).*opt.replace\('W'"),
+        (ones(3), ValueError, r"parameter 'W' was a numpy array of shape \(2,\), float32 and became .*\(3,\).*use opt.replace"),
         (np.ones(2), ValueError, "float64; use opt.replace"),
         (torch.ones(2), ValueError, "became a torch array"),
         (strict.ones(2), ValueError, "became a array_api_strict array"),
@@ -245,10 +245,10 @@ def test_row_11c_one_array_rebound_under_two_names_is_an_error():
     params = {"a": ones(4), "b": ones(4)}
     opt = SGD(params, lr=1.0)
     params["b"] = params["a"]
-    with pytest.raises(ValueError, match="'a' and 'b' are the same array"):
+    with pytest.raises(ValueError, match=r"'a' and 'b' are the same array"):
         opt.step({"a": ones(4)})
     params["b"] = params["a"][::-1]
-    with pytest.raises(ValueError, match="'a' and 'b' overlap in memory"):
+    with pytest.raises(ValueError, match=r"'a' and 'b' overlap in memory"):
         opt.step({"a": ones(4)})
     assert params["a"].tolist() == [1, 1, 1, 1]
 
@@ -260,7 +260,7 @@ def test_row_11c_a_tensor_that_was_changed_in_place():
     opt.step([torch.ones(2)])
     assert tensor.tolist() == [2, 2]
     tensor.data = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="float32 on cpu and became .* float64"):
+    with pytest.raises(ValueError, match=r"float32 on cpu and became .* float64"):
         opt.step([torch.ones(2)])
 
 
@@ -269,7 +269,7 @@ def test_row_11c_a_tensor_that_was_changed_in_place():
 
 def test_bind_comes_once():
     opt = Adam(lr=0.5)
-    with pytest.raises(RuntimeError, match="Adam has no parameters yet"):
+    with pytest.raises(RuntimeError, match=r"Adam has no parameters yet"):
         opt.step(ones(1))
     assert opt.bind({"w": ones(2)}) is opt
     assert opt.names == ["w"]
@@ -295,7 +295,7 @@ def test_added_parameters_start_their_own_count_in_their_own_group():
 def test_a_container_that_has_grown_can_be_added_as_it_is():
     params = [ones(2)]
     opt = SGD(params, lr=1.0)
-    with pytest.raises(ValueError, match="all parameters of this container are there already"):
+    with pytest.raises(ValueError, match=r"all parameters of this container are there already"):
         opt.add(params)
     params.append({"W": ones(1)})
     opt.add(params)
@@ -344,7 +344,7 @@ def test_a_removed_parameter_may_stay_in_its_container_or_leave(make, taken_out)
     params[keys[2] if isinstance(params, dict) or not taken_out else 1] = 9 * ones(2)
     opt.step({str(keys[2]): ones(2)})
     assert opt[str(keys[2])].data[0] == 8
-    with pytest.raises(KeyError, match="there is no parameter"):
+    with pytest.raises(KeyError, match=r"there is no parameter"):
         opt.remove(str(keys[1]))
 
 
@@ -386,12 +386,12 @@ def test_replace_checks_everything_before_anything_changes():
 
 
 def test_replace_where_the_container_cannot_be_changed():
-    with pytest.raises(TypeError, match="stands in a tuple, which can't be changed; pass a dict or a list"):
+    with pytest.raises(TypeError, match=r"stands in a tuple, which can't be changed; pass a dict or a list"):
         SGD((ones(2),), lr=1.0).replace("0", ones(2))
     layer = types.SimpleNamespace(W=ones(2))
     layer.params = lambda: {"W": layer.W}
     opt = SGD(layer, lr=1.0)
-    with pytest.raises(TypeError, match="put the new array there first"):
+    with pytest.raises(TypeError, match=r"put the new array there first"):
         opt.replace("W", ones(3), state="reset")
     layer.W = ones(3)
     opt.replace("W", layer.W, state="reset")
@@ -436,7 +436,7 @@ def test_frozen_parameters_are_left_alone():
     assert opt.state["b"].t == 2
     assert params["b"][0] < before[0]
     for where, error in [("c*", ValueError), (3, TypeError), (["a"], TypeError)]:
-        with pytest.raises(error, match="where = "):
+        with pytest.raises(error, match=r"where = "):
             opt.freeze(where)
 
 
@@ -451,7 +451,7 @@ def test_numbers_may_differ_between_groups():
     assert "lr=[1.0, 0.5, 0.25]" in repr(opt)
     with pytest.raises(ValueError, match=r"lr = -1 must be a number"):
         opt.set(where="b", lr=-1)
-    with pytest.raises(ValueError, match="dampening = 0.5 does nothing without momentum"):
+    with pytest.raises(ValueError, match=r"dampening = 0.5 does nothing without momentum"):
         opt.set(where="[bc]", dampening=0.5)
     assert opt.lr == [1.0, 0.5, 0.25]
     opt.lr = 2.0
@@ -472,11 +472,11 @@ def test_one_param_in_two_optimizers_has_a_name_in_each():
 
 def test_groups_are_checked():
     shared = iter([ones(2)])
-    with pytest.raises(ValueError, match="group 1 has no parameters"):
+    with pytest.raises(ValueError, match=r"group 1 has no parameters"):
         SGD([{"params": shared}, {"params": shared}], lr=1.0)
-    with pytest.raises(TypeError, match="entry 1 of the list of groups is no group"):
+    with pytest.raises(TypeError, match=r"entry 1 of the list of groups is no group"):
         SGD([{"params": [ones(2)]}, ones(2)], lr=1.0)
-    with pytest.raises(TypeError, match="at 'lr': a float is no parameter.*in a list"):
+    with pytest.raises(TypeError, match=r"at 'lr': a float is no parameter.*in a list"):
         SGD({"params": [ones(2)], "lr": 1.0}, lr=1.0)
 
 
