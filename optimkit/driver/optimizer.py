@@ -346,15 +346,52 @@ class Optimizer(Membership, base=True):
     def init(self, params: Any) -> Any:
         """The state of the functional form, for immutable arrays and jitted functions.
 
+        Parameters
+        ----------
+        params : arrays
+            An array, or dicts, lists and tuples of them; float32 or float64, of any library.
+
         Returns
         -------
         dict
-            A pytree: {"t": {name: count}, "slots": {name: {slot: array}}}.
+            A pytree: {"count": steps, "t": {name: updates}, "slots": {name: {slot: array}}, "shared": {slot: 0-d array}}.
+
+        Raises
+        ------
+        TypeError
+            If a parameter is no array, of a dtype that can't be trained, or in a group.
+        ValueError
+            If there are none, or `nonfinite` is not "allow": a function without effects can't refuse a step.
         """
         return functional.init(self, params)
 
     def apply(self, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
         """One step in the functional form: (new params, new state); nothing is written.
+
+        Parameters
+        ----------
+        params : arrays
+            As given to `init`.
+        grads : arrays
+            They mirror the parameters; missing or None: that parameter is skipped.
+        state : dict
+            What `init` or the last `apply` returned.
+
+        Returns
+        -------
+        tuple
+            The new parameters, in the containers of `params`, and the new state.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If a gradient or the state does not fit.
+
+        Notes
+        -----
+        NumPy arrays get the bits of a step in place. Inside of a jit the numbers are constants of the compiled
+        function, and the counts are the library's: what depends on `h.t` is computed in its default precision, and
+        a schedule must be a function that it can trace. Reductions go in C order, in float64 where there is one.
 
         Examples
         --------
