@@ -287,6 +287,20 @@ def test_a_step_in_a_step_is_refused():
     assert opt.step(gradients(0)).applied
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_buckets_made_anew_go_on_counting_and_have_the_gradients(engine):
+    clip = ClipByGlobalNorm(1e-3, where="*")
+    one, two = weights(), weights()
+    opt, plain = (Adam(w, lr=0.1, transforms=[clip], engine=engine) for w in (one, two))
+    grads = gradients(0)
+    for where in ("*", "*", "a", "b", "*"):
+        clip.where = where  # structure: which kernel a parameter has
+        opt.step(grads)
+        plain.step({name: g.copy() for name, g in grads.items()})
+    assert opt.state["a"].t == plain.state["a"].t == 5
+    assert_same(one, two)
+
+
 # ---- containers
 
 

@@ -260,6 +260,7 @@ class Optimizer(Membership, base=True):
         gradients = self._gradients
         versions = sum(link.__dict__.get("_version", 0) for link in self._links)
         if versions != self._versions:
+            self._store_counts()
             self.__dict__.update(_buckets=None, _versions=versions)
         views = gradients.check(values, zero_grad, self._buckets is None)
         buckets = self._ready()

@@ -24,7 +24,7 @@ class _Task:
     `call` is dropped before the caller goes on: nothing that it holds is kept by a worker that waits.
     """
 
-    __slots__ = ("begun", "call", "done", "error", "number")
+    __slots__ = ("begun", "call", "done", "error", "finished", "number")
 
     def __init__(self, call: Call, number: int) -> None:
         self.call: Call | None = call
@@ -32,6 +32,7 @@ class _Task:
         self.begun, self.done = threading.Lock(), threading.Lock()
         self.done.acquire()
         self.error: BaseException | None = None
+        self.finished = False
 
 
 class _Pool:
@@ -54,14 +55,13 @@ def _work(queue: SimpleQueue[_Task]) -> None:
 
 
 def _do(task: _Task) -> None:
-    if not task.begun.acquire(blocking=False):
-        return
-    try:
-        assert task.call is not None
-        task.call(task.number)
-    except BaseException as error:
-        task.error = error
-    task.call = None
+    if task.begun.acquire(blocking=False):
+        try:
+            assert task.call is not None
+            task.call(task.number)
+        except BaseException as error:
+            task.error = error
+    task.call, task.finished = None, True
     task.done.release()
 
 
@@ -146,11 +146,12 @@ def run(call: Call, n: int) -> None:
 def _wait(task: _Task) -> BaseException | None:
     """Wait until a call is done, or cancel it; what it, or a signal handler meanwhile, raised."""
     error: BaseException | None = None
-    while not task.begun.acquire(blocking=False):
+    while not task.finished:
         try:
+            if task.begun.acquire(blocking=False):
+                task.call = None
+                break
             task.done.acquire()
-            return error or task.error
         except BaseException as raised:
             error = raised
-    task.call = None
-    return error
+    return error or task.error

@@ -1,0 +1,152 @@
+"""A step happened or it did not, whatever interrupts it; and workers are never left at work (faults 39, 45)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from optimkit import Adam, AdamW
+from optimkit.engines import threads
+from optimkit.transforms import ClipByGlobalNorm
+
+ENGINES = ["numba", "eager"]
+
+
+def weights():
+    return {"a": np.ones((3, 2), np.float32), "b": np.ones(5, np.float64)}  # two buckets
+
+
+def gradients():
+    return {"a": np.full((3, 2), 0.5, np.float32), "b": np.full(5, -2.0)}
+
+
+def interrupted(function):
+    """`function`, with Ctrl-C pressed as it begins."""
+
+    def call(*args):
+        signal.raise_signal(signal.SIGINT)
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", ["reduce", "commit"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_ctrl_c_in_a_pass_waits_for_the_end_of_the_step(engine, method, place, monkeypatch):
+    one, two = weights(), weights()
+    opt, plain = (AdamW(w, transforms=[ClipByGlobalNorm(1.0)], engine=engine) for w in (one, two))
+    for each in (opt, plain):
+        each.step(gradients())
+    handler = signal.getsignal(signal.SIGINT)
+    runner = opt._buckets[place].runner
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, method, interrupted(getattr(runner, method)))
+        grads = gradients()
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(grads, zero_grad=True)
+    assert not grads["a"].any() | grads["b"].any()
+    assert signal.getsignal(signal.SIGINT) is handler
+    plain.step(gradients())
+    for _ in range(2):
+        np.testing.assert_array_equal(one["a"], two["a"])
+        np.testing.assert_array_equal(one["b"], two["b"])
+        assert opt.count == plain.count
+        assert [opt.state[name].t for name in "ab"] == [plain.state[name].t for name in "ab"]
+        for each in (opt, plain):
+            each.step(gradients())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ctrl_c_before_the_first_pass_leaves_everything_as_it_was(engine):
+    one, two = weights(), weights()
+    opt, plain = (Adam(w, lr=1e-3, engine=engine) for w in (one, two))
+    for each in (opt, plain):
+        each.step(gradients())
+    opt.lr = interrupted(lambda t: 1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(gradients())
+    assert opt.count == 1
+    opt.lr = 1e-3
+    for each in (opt, plain):
+        each.step(gradients())
+    np.testing.assert_array_equal(one["a"], two["a"])
+    np.testing.assert_array_equal(one["b"], two["b"])
+
+
+def test_two_threads_that_step_one_optimizer_take_turns():
+    one, two = weights(), weights()
+    opt, plain = Adam(one), Adam(two)
+    workers = [threading.Thread(target=lambda: [opt.step(gradients()) for _ in range(50)]) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for _ in range(100):
+        plain.step(gradients())
+    np.testing.assert_array_equal(one["a"], two["a"])
+    assert opt.count == 100
+
+
+def test_what_is_raised_leaves_when_all_workers_are_done():
+    begun, release, done = threading.Event(), threading.Event(), []
+
+    def call(number):
+        if number:
+            begun.set()
+            release.wait()
+            done.append(number)
+            return
+        begun.wait()
+        threading.Timer(0.05, release.set).start()
+        raise ValueError("from here")
+
+    with pytest.raises(ValueError, match="from here"):
+        threads.run(call, 2)
+    assert done == [1]
+
+
+def test_a_signal_while_waiting_for_workers_is_raised_when_they_are_done():
+    begun, done = threading.Event(), []
+
+    def call(number):
+        if number:
+            begun.set()
+            time.sleep(0.05)
+            signal.raise_signal(signal.SIGINT)  # handled by the main thread, which waits
+            time.sleep(0.05)
+            done.append(number)
+        else:
+            begun.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(call, 2)
+    assert done == [1]
+
+
+def test_an_error_of_a_worker_is_raised_here():
+    begun = threading.Event()
+
+    def call(number):
+        if number:
+            begun.set()
+            raise ValueError("from a worker")
+        begun.wait()
+
+    with pytest.raises(ValueError, match="from a worker"):
+        threads.run(call, 2)
+
+
+def test_without_another_thread_the_work_is_done_here(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "_pool", threads._Pool())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    found = []
+    threads.run(found.append, 4)
+    assert found == [0]
