@@ -163,6 +163,8 @@ def _all() -> Iterator[Backend]:
     yield Backend("torch-eager", "torch", "eager", layouts=_TORCH)
     yield Backend("array_api_strict-eager", "array_api_strict", "eager")
     yield Backend("numpy-functional", "numpy", "functional")
+    yield Backend("array_api_strict-functional", "array_api_strict", "functional")
+    yield Backend("torch-functional", "torch", "functional", exact=False)  # its float32 sqrt is not always rounded right
     yield Backend("jax-functional", "jax", "functional", exact=False)
     yield Backend("cupy-cuda", "cupy", "cuda", layouts=LAYOUTS)
     yield Backend("cupy-eager", "cupy", "eager", flushes=True, layouts=LAYOUTS)
