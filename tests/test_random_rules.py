@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimkit import Optimizer, Scalar, full, norm, total, total_norm, zeros
-from optimkit.testing import Oracle
+from optimkit.testing import BACKENDS, Oracle
 from optimkit.testing.compare import difference
 
 # An expression is a tuple: (name, *arguments). "e" makes a value per element, "s" a number or one value per parameter.
@@ -90,34 +90,41 @@ class Any(Optimizer):
         return step, {"m": m, "u": u, "o": xp.clip(everywhere, -10.0, 10.0)}
 
 
-def run(expressions, engine, dtype):
-    rng = np.random.default_rng(0)
-    params = {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in {"a": (5,), "b": (3, 2), "c": ()}.items()}
-    opt = Any(params, expressions=expressions, engine=engine)
+SHAPES = {"a": (5,), "b": (3, 2), "c": ()}
+
+
+def run(expressions, name, dtype):
+    backend, rng = BACKENDS[name], np.random.default_rng(0)
+    params = {key: backend.make(rng.normal(size=shape), dtype) for key, shape in SHAPES.items()}
+    opt = Any(params, expressions=expressions, engine=backend.engine)
     oracle = Oracle(opt)
     for step in range(3):
-        grads = {name: np.asarray(rng.normal(size=w.shape) * 3, dtype) for name, w in params.items()}
+        grads = {key: np.asarray(rng.normal(size=shape) * 3, dtype) for key, shape in SHAPES.items()}
         if step == 1:
             grads["b"] = None
-        opt.step(grads)
+        opt.step({key: None if g is None else backend.make(g, dtype) for key, g in grads.items()})
         oracle.step(grads)
-        for name, w in params.items():
-            pairs = {"the weight": (w, oracle.params[name])}
-            pairs |= {slot: (np.asarray(x), oracle.state[name][slot]) for slot, x in opt.state[name].items()}
+        for key, w in params.items():
+            pairs = {"the weight": (backend.to_numpy(w), oracle.params[key])}
+            for slot, x in opt.state[key].items():
+                pairs[slot] = (np.float64(x) if slot == "u" else backend.to_numpy(x), oracle.state[key][slot])
             for what, (got, expected) in pairs.items():
                 found = difference(got, expected)
-                assert not found, f"{engine}, {dtype}, step {step + 1}, {name!r}: {what}: {found}"
-        assert not difference(np.asarray(opt.state.shared["o"]), oracle.shared["o"])
+                assert not found, f"{name}, {dtype}, step {step + 1}, {key!r}: {what}: {found}"
+        assert not difference(np.float64(opt.state.shared["o"]), oracle.shared["o"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @settings(max_examples=100)
 @given(expressions())
 def test_the_eager_engine_has_the_bits_of_the_oracle(dtype, expressions):
-    run(expressions, "eager", dtype)
+    run(expressions, "numpy-eager", dtype)
 
 
+@pytest.mark.parametrize("name", ["numpy-numba", "cupy-cuda"])
 @settings(max_examples=4)  # each is compiled
 @given(expressions())
-def test_the_numba_engine_has_the_bits_of_the_oracle(expressions):
-    run(expressions, "numba", "float32")
+def test_the_compiled_engines_have_the_bits_of_the_oracle(name, expressions):
+    if BACKENDS[name].available():
+        pytest.skip(f"{name}: {BACKENDS[name].available()}")
+    run(expressions, name, "float32")
