@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 
@@ -78,7 +79,16 @@ def test_ctrl_c_before_the_first_pass_leaves_everything_as_it_was(engine):
     np.testing.assert_array_equal(one["b"], two["b"])
 
 
-def test_two_threads_that_step_one_optimizer_take_turns():
+@pytest.fixture
+def hasty():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_two_threads_that_step_one_optimizer_take_turns(hasty):
     one, two = weights(), weights()
     opt, plain = Adam(one), Adam(two)
     workers = [threading.Thread(target=lambda: [opt.step(gradients()) for _ in range(50)]) for _ in range(2)]
@@ -117,7 +127,7 @@ def test_a_signal_while_waiting_for_workers_is_raised_when_they_are_done():
         if number:
             begun.set()
             time.sleep(0.05)
-            signal.raise_signal(signal.SIGINT)  # handled by the main thread, which waits
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(0.05)
             done.append(number)
         else:
