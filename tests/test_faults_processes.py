@@ -1,0 +1,441 @@
+"""Faults of processes and machines: threads, forks, the kernel cache, missing libraries, signals (rows 39 to 46)."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import optimkit
+from optimkit import SGD, Adam, AdamW
+from optimkit.engines import cache, threads
+from optimkit.engines.choose import numba_problem
+
+needs_numba = pytest.mark.skipif(bool(numba_problem()), reason=numba_problem() or "numba is there")
+LARGE = (1 << 20) + 3  # elements: more than one thread works on it
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+def run(script, **environment):
+    """A script in a process of its own, where warnings are printed."""
+    env = {**os.environ, "PYTHONWARNINGS": "always", **environment}
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False, timeout=120)
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize("engine", ["eager", "numba"])
+def test_row_39_threads_that_step_one_optimizer_take_turns(engine):
+    w = np.zeros(1000)
+    opt = SGD(w, lr=1.0, momentum=1.0 - 2.0**-1, engine=engine)
+    opt.step(np.zeros(1000))
+    g = [np.full(1000, 2.0**-number) for number in range(4)]
+
+    def work(number):
+        for _ in range(25):
+            opt.step(g[number])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert (opt.count, opt.state["0"].t) == (101, 101)
+    assert (w == w[0]).all(), "no step saw half of another one"
+    assert (opt.state["0"]["b"] == opt.state["0"]["b"][0]).all()
+
+
+@pytest.mark.parametrize("engine", ["eager", "numba"])
+def test_row_39_optimizers_in_threads_do_not_disturb_each_other(engine):
+    optimkit.set_num_threads(2)
+    rng = np.random.default_rng(0)
+    start, g = rng.normal(size=LARGE).astype(np.float32), rng.normal(size=LARGE).astype(np.float32)
+    weights = [start.copy() for _ in range(3)]
+
+    def train(w):
+        opt = AdamW(w, engine=engine)
+        for _ in range(3):
+            opt.step(g)
+
+    train(weights[0])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train, weights[1:]))
+    np.testing.assert_array_equal(weights[1], weights[0])
+    np.testing.assert_array_equal(weights[2], weights[0])
+
+
+def test_row_39_state_may_be_read_while_another_thread_steps():
+    opt = Adam({"w": ones(50)})
+    done = threading.Event()
+
+    def work():
+        while not done.is_set():
+            opt.step({"w": ones(50)})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(100):
+            saved = opt.state_dict()
+            slots = saved["state"]["w"]["slots"]
+            assert (slots["m"] == slots["m"][0]).all()
+            opt.lr = 0.01
+            opt.set(where="w", eps=1e-7)
+    finally:
+        done.set()
+        thread.join()
+    assert saved["state"]["w"]["t"] <= opt.state["w"].t == opt.count
+
+
+# ---- forks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ["eager", "numba"])
+def test_row_40_a_forked_child_works(engine):
+    optimkit.set_num_threads(2)
+    w, g = ones(LARGE), ones(LARGE)
+    opt = SGD(w, lr=0.25, engine=engine)
+    opt.step(g)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child():
+        opt.step(g)
+        other = Adam(ones(LARGE), lr=0.5, engine=engine)
+        other.step(g)
+        sender.send((float(w[-1]), float(other["0"].data[-1])))
+
+    with opt._lock:  # as if a thread had been in a step when the process was forked
+        process = context.Process(target=child)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forks beside threads
+            process.start()
+    try:
+        assert receiver.poll(60), "the child hangs"
+        assert receiver.recv() == (0.5, 0.5)
+    finally:
+        process.kill()
+        process.join()
+    assert w[-1] == 0.75
+
+
+# ---- the kernel cache
+
+STEP = """
+import sys
+import numpy as np, optimkit
+w = np.ones(4, np.float32)
+optimkit.SGD(w, lr=0.25, momentum=0.5).step(np.ones(4, np.float32))
+assert w.tolist() == [0.75] * 4
+print(optimkit.counters.compiles, optimkit.counters.cache_hits)
+"""
+
+
+def kernels(folder):
+    return sorted(folder.glob("*.kernel"))
+
+
+@needs_numba
+def test_row_41_a_cache_that_is_cold_warm_or_corrupt(tmp_path):
+    folder = tmp_path / "cache"
+
+    def step():
+        done = run(STEP, OPTIMKIT_CACHE_DIR=str(folder))
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return tuple(map(int, done.stdout.split()))
+
+    compiles, hits = step()
+    assert compiles == len(kernels(folder)) >= 1
+    assert hits == 0
+    assert step() == (0, compiles)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    whole = {path: path.read_bytes() for path in kernels(folder)}
+    for path, content in whole.items():
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    assert step() == (compiles, 0)
+    assert all(path.stat().st_size > 100 for path in whole), "the damaged files were replaced"
+
+
+def test_row_41_damaged_files_are_no_kernels(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    cache.keep("a.kernel", b"code of a")
+    path = cache.folder() / "a.kernel"
+    content = path.read_bytes()
+    for damage in (b"", content[:20], content[:32], content[:-1], content + b"0", bytes([content[0] ^ 1]) + content[1:]):
+        path.write_bytes(damage)
+        assert cache.kept("a.kernel") is None
+    path.unlink()
+    path.mkdir()
+    assert cache.kept("a.kernel") is None
+
+
+def test_row_41_a_file_counts_only_under_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    cache.keep("a.kernel", b"code of a")
+    assert cache.kept("a.kernel") == b"code of a"
+    folder = cache.folder()
+    (folder / "b.kernel").write_bytes((folder / "a.kernel").read_bytes())
+    assert cache.kept("b.kernel") is None
+    assert cache.kept("c.kernel") is None
+
+
+def forget_kernels():
+    """Kernels in memory, as they are when a process starts."""
+    from optimkit.engines import numba
+
+    numba._compiled.clear()
+    cache._warn_once.cache_clear()
+
+
+def cold_step(started):
+    forget_kernels()
+    started.wait()
+    w = ones(4)
+    SGD(w, lr=0.25).step(ones(4))
+    os._exit(0 if w.tolist() == [0.75] * 4 else 1)
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_row_41_eight_processes_that_start_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    context = multiprocessing.get_context("fork")
+    started = context.Barrier(8)
+    processes = [context.Process(target=cold_step, args=(started,)) for _ in range(8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forks beside threads
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 8
+    assert not list((tmp_path / "cache").glob(".new-*"))
+    forget_kernels()
+    before = optimkit.counters.compiles
+    SGD(ones(4), lr=0.25).step(ones(4))
+    assert optimkit.counters.compiles == before, "what they left is whole"
+
+
+def full(*args):
+    raise OSError(28, "No space left on device")
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("a file is in its place", "can't be used: .*exists"),
+        ("others may write", "can be written by others .chmod 700 mends it."),
+        ("others own it", "belongs to another user"),
+        ("full", "is read-only, or full"),
+    ],
+)
+def test_row_41_a_folder_that_cannot_be_used_gives_one_warning(tmp_path, monkeypatch, trouble, message):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(folder))
+    if trouble == "a file is in its place":
+        folder.write_text("")
+    elif trouble == "others may write":
+        folder.mkdir()
+        folder.chmod(0o777)
+    elif trouble == "others own it":
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    else:
+        monkeypatch.setattr(os, "replace", full)
+    forget_kernels()
+    before = optimkit.counters.compiles
+    w = ones(4)
+    with pytest.warns(RuntimeWarning, match=f"each process compiles again: .*{message}.*Set OPTIMKIT_CACHE_DIR") as told:
+        SGD(w, lr=0.25).step(ones(4))
+    assert len(told) == 1
+    assert w.tolist() == [0.75] * 4
+    assert optimkit.counters.compiles > before
+    assert trouble == "a file is in its place" or not list(folder.iterdir()), "nothing is left behind"
+    assert bool(cache.folder_problem()) == (trouble != "full")
+    cache._warn_once.cache_clear()
+
+
+def test_row_41_a_read_only_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    cache.keep("a.kernel", b"code")
+    monkeypatch.setattr(cache, "write_atomically", lambda *args: False)
+    cache._warn_once.cache_clear()
+    assert cache.kept("a.kernel") == b"code"
+    with pytest.warns(RuntimeWarning, match="is read-only, or full"):
+        cache.keep("b.kernel", b"code")
+    cache.keep("c.kernel", b"code")  # says nothing more
+
+
+def test_row_41_what_killed_processes_left_is_swept(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    old, new = folder / ".new-old", folder / ".new-now"
+    old.write_bytes(b"half")
+    new.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(folder))
+    assert cache.folder() == folder
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_row_41_where_the_folder_is(monkeypatch):
+    monkeypatch.delenv("OPTIMKIT_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert str(cache.folder_path()) == "/somewhere/optimkit"
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", "~/kernels")
+    assert cache.folder_path().is_absolute()
+
+
+# ---- libraries that are missing or do not work
+
+WITHOUT = """
+import sys, types
+{trouble}
+import numpy as np, optimkit
+w = np.ones(3, np.float32)
+for _ in range(2):
+    for each in range(2):
+        optimkit.Adam(w, lr=0.25).step(np.ones(3, np.float32))
+assert np.allclose(w, 0), w
+try:
+    optimkit.Adam(w, engine="numba").step(w)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("sys.modules['numba'] = None", "numba can't be imported"),
+        (
+            "import importlib.abc, importlib.machinery\n"
+            "class Refuse(importlib.abc.MetaPathFinder):\n"
+            "    def find_spec(self, name, path, target=None):\n"
+            "        if name == 'numba':\n"
+            "            raise SystemError('Numba needs NumPy 2.0 or less')\n"
+            "sys.meta_path.insert(0, Refuse())",
+            "numba does not work with this NumPy .*: Numba needs NumPy 2.0 or less",
+        ),
+    ],
+    ids=["missing", "refuses this NumPy"],
+)
+def test_row_42_without_numba_one_message_and_the_blocked_engine(trouble, message):
+    done = run(WITHOUT.replace("{trouble}", trouble))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1, done.stderr
+    for text in (done.stderr.replace("\n", " "), done.stdout):
+        assert re.search(message, text), text
+    assert "in slices" in done.stderr
+    assert done.stdout.startswith("engine = 'numba': ")
+
+
+def test_row_43_cupy_without_a_driver_does_no_harm():
+    script = """
+import sys, types
+cupy = types.ModuleType("cupy")
+cupy.__version__ = "14.2.0"
+class ndarray: pass
+cupy.ndarray = ndarray
+def fail(*args, **kwargs):
+    raise RuntimeError("CUDA driver version is insufficient")
+cupy.zeros = cupy.array = cupy.asarray = fail
+cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=fail, CUDARuntimeError=RuntimeError))
+sys.modules["cupy"] = cupy
+import numpy as np, optimkit
+w = np.ones(3, np.float32)
+optimkit.SGD(w, lr=1.0).step(np.ones(3, np.float32))
+print(w.tolist())
+"""
+    done = run(script)
+    assert (done.stdout, done.stderr) == ("[0.0, 0.0, 0.0]\n", "")
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("engine", ["eager", "numba"])
+def test_row_45_after_ctrl_c_the_step_happened_or_did_not(engine):
+    w = np.zeros(LARGE)
+    opt = SGD(w, lr=1.0, momentum=0.5, nonfinite="raise", engine=engine)
+    g = np.ones(LARGE)
+    for _ in range(3):  # everything is compiled and loaded
+        opt.step(g)
+    interrupted = 0
+    for delay in np.geomspace(1e-4, 2e-2, 12):
+        timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
+        with contextlib.suppress(KeyboardInterrupt):
+            timer.start()
+            try:
+                for _ in range(50):
+                    opt.step(g)
+            finally:
+                timer.join()
+            continue
+        interrupted += 1
+        t, b, x = 0, 0.0, 0.0
+        while t < opt.state["0"].t:
+            t, b = t + 1, 0.5 * b + 1
+            x -= b
+        assert (w == x).all()
+        assert (opt.state["0"]["b"] == b).all()
+        assert opt.count == t
+    assert interrupted, "no step was interrupted: nothing was tested"
+
+
+# ---- gigantic parameters
+
+
+@needs_numba
+@pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is mapped but not there")
+def test_row_46_more_than_2_to_31_elements(monkeypatch):
+    size = (1 << 31) + 5000
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    w, g = (np.frombuffer(mmap.mmap(-1, 4 * size, flags=flags), np.float32) for _ in range(2))
+    w[-3:], g[-3:] = 1, 2
+    opt = SGD(w, lr=0.25, engine="numba")
+    opt.step([None])
+    (bucket,) = opt._buckets
+    runner = bucket.runner
+    assert runner.chunks[-1, 1] >= 1 << 31
+    runner.chunks = np.ascontiguousarray(runner.chunks[-2:])  # the last ones: the others would take 16 GB
+    runner.jobs.clear()
+    opt.step([g])
+    assert w[-4:].tolist() == [0, 0.5, 0.5, 0.5]
+    assert w[:3].tolist() == [0, 0, 0]
+
+
+# ---- numbers of threads
+
+
+def test_numbers_of_threads():
+    for bad in (0, -1, True, 1.5, "2", None):
+        with pytest.raises(ValueError, match=r"n = .* must be a whole number from 1"):
+            optimkit.set_num_threads(bad)
+    optimkit.set_num_threads(np.int64(3))
+    assert (optimkit.get_num_threads(), type(optimkit.get_num_threads())) == (3, int)
+
+
+def test_the_default_number_of_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    monkeypatch.delenv("OPTIMKIT_NUM_THREADS", raising=False)
+    assert threads.default_threads() == 3
+    monkeypatch.setenv("OPTIMKIT_NUM_THREADS", "5")
+    assert threads.default_threads() == 5
+    monkeypatch.setenv("OPTIMKIT_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match=r"OPTIMKIT_NUM_THREADS = 'many' must be a whole number from 1"):
+        threads.default_threads()
