@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optimizers import CASES, SOME, links, make, public
+from optimizers import CASES, SOME, Average, links, make, public
 
 import optimkit
 from optimkit.testing import BACKENDS, LAYOUTS, Oracle, check_optimizer
+from optimkit.transforms import ClipByGlobalNorm
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -25,6 +26,28 @@ def test_no_optimizer_transform_or_penalty_was_forgotten():
     for kind in (optimkit.Optimizer, optimkit.Transform):
         missing = public(kind) - tested
         assert not missing, f"not in tests/optimizers.py: {sorted(cls.__name__ for cls in missing)}"
+
+
+@pytest.mark.parametrize("engine", ["numba", "eager"])
+def test_buckets_share_their_totals(engine):
+    """Dtypes and links differ, so there are five buckets; totals of totals need the same passes in all of them."""
+    rng = np.random.default_rng(0)
+    dtypes = {"a.narrow": "float32", "a.wide": "float64", "b.narrow": "float32", "b.wide": "float64", "b.late": "float64"}
+    params = {name: rng.normal(size=40).astype(dtype) for name, dtype in dtypes.items()}
+    links = [ClipByGlobalNorm(1.0, where="a.*"), ClipByGlobalNorm(2.0), ClipByGlobalNorm(0.5, where="b.*")]
+    links.append(Average(where="*.wide"))
+    opt = optimkit.AdamW(params, lr=0.1, transforms=links, nonfinite="skip", engine=engine)
+    oracle = Oracle(opt)
+    for step in range(4):
+        grads = {name: rng.normal(size=40).astype(w.dtype) for name, w in params.items()}
+        if step != 2:
+            del grads["b.late"]
+        opt.step(grads)
+        oracle.step(grads)
+        for name, w in params.items():
+            np.testing.assert_array_equal(w, oracle.params[name], err_msg=f"{name}, step {step + 1}")
+    assert len(opt._buckets) == 5
+    assert opt.state["b.late"].t == 1
 
 
 @pytest.mark.parametrize("engine", ["numba", "eager"])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from optimkit import arrays
-from optimkit.engines import choose
+from optimkit.engines import choose, cuda_compile
 
 # For values that need not be equal to the bit: |got - expected| <= tolerance * (|expected| + scale), with the largest
 # value of the array as scale. A few roundings of functions that libraries compute differently (exp, pow, a fused
@@ -97,27 +97,15 @@ class Backend:
 
 @functools.cache
 def _problem(library: str, engine: str) -> str:
-    try:
-        with warnings.catch_warnings():  # some complain about a missing driver; the reason below says it better
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():  # some complain about a missing driver; the reason says it better
+        warnings.simplefilter("ignore")
+        if library == "cupy":
+            return cuda_compile.available()
+        try:
             importlib.import_module(library)
-    except ImportError as error:
-        return f"{library} can't be imported: {error}"
-    if engine not in (*choose.ENGINES, "functional"):
-        return f"this version has no engine {engine!r}"
-    if engine == "numba":
-        return choose.numba_problem()
-    return _device_problem() if library == "cupy" else ""
-
-
-def _device_problem() -> str:
-    import cupy
-
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"cupy finds no CUDA device: {error}"
-    return "" if count else "cupy finds no CUDA device"
+        except ImportError as error:
+            return f"{library} can't be imported: {error}"
+    return choose.numba_problem() if engine == "numba" else ""
 
 
 def _strided(xp: Any, values: Any) -> Any:
