@@ -9,6 +9,7 @@ TypeError: Bad.lr = 0.001 has no annotation and would be ignored; write `lr: Sca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Mapping
@@ -46,6 +47,23 @@ def _annotations(cls: type) -> Mapping[str, Any]:
         return inspect.get_annotations(cls)
     except NameError as error:
         raise TypeError(_unresolved(cls, error)) from error
+
+
+def name_arguments(cls: Any) -> None:
+    """Make the generated `__init__` answer to an unknown argument with those that it knows."""
+    made = cls.__init__
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    known = [field.name for field in sorted(fields, key=lambda field: bool(field.kw_only))]
+
+    @functools.wraps(made)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        for name in values:
+            if name not in known:
+                taken = ", ".join(known)
+                raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}; it takes {taken}")
+        made(self, *args, **values)
+
+    cls.__init__ = __init__
 
 
 def resolve_hints(cls: type) -> Mapping[str, Any]:

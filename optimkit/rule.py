@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
 
-from optimkit.definition import check_body, check_default, resolve_hints
+from optimkit.definition import check_body, check_default, name_arguments, resolve_hints
 from optimkit.fusion.trace import Namespace
 from optimkit.numbers import REQUIRED, Follow, Fraction, Number, Scalar, as_float, parse_annotation, shown
 
@@ -105,7 +105,10 @@ class Rule:
         super().__init_subclass__(**kwargs)
         if not base:  # the classes that define the taken names
             check_body(cls)
+        own_init = "__init__" in vars(cls)
         dataclass(eq=False, repr=False)(cls)
+        if not own_init:
+            name_arguments(cls)
         hints = resolve_hints(cls)
         numbers, structure = {}, []
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]

@@ -2,7 +2,8 @@
 
 A step walks: containers and gradients are checked (only what was replaced), host values are
 computed, the reading stages run, totals are taken over all buckets, and the last stages write.
-What parameters there are is the matter of `membership`, their numbers of `hyperparameters`, text and functional form of `forms`.
+What parameters there are is the matter of `membership`, their numbers of `hyperparameters`; text and
+functional form are that of `forms`.
 """
 
 from __future__ import annotations
