@@ -135,6 +135,14 @@ def test_schedules_count_applied_states_and_where_selects():
     assert params["x"]["w"].tolist() == [0.5 * 0.75]
 
 
+def test_a_scheduler_multiplies_the_rate():
+    rule = optimkit.SGD(lr=1.0)
+    scheduler = optimkit.lr_scheduler.ExponentialLR(rule, 0.5)
+    scheduler.step()
+    new, _ = rule.apply(np.ones(1), np.ones(1), rule.init(np.ones(1)))
+    assert new.tolist() == [0.5]
+
+
 def test_totals_are_over_the_parameters_that_have_a_gradient():
     rule = optimkit.SGD(lr=1.0, transforms=[ClipByGlobalNorm(4.0)])
     params = {"a": np.zeros(1), "b": np.zeros(1)}

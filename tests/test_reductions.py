@@ -128,6 +128,7 @@ def test_parameters_without_a_gradient_add_nothing_to_totals(engine):
     opt.step({"a": np.array([3.0, 0, 0]), "c": np.array([0, -4.0, 0])})
     assert float(opt.state.shared["total_norm"]) == 5.0
     assert float(opt.state.shared["total"]) == -1.0
+    assert float(opt.state.shared["largest"]) == 3.0  # the largest of nothing, -inf, is not in it
     assert opt.state["b"]["norm"] == 0.0
 
 
