@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import optimkit
-from optimkit import Adam, AdamW, Param
+from optimkit import Adam, AdamW, Param, arrays
+from optimkit.driver import overlaps
 from optimkit.driver.looks import Looks
 from optimkit.driver.spans import Spans
 from optimkit.transforms import ClipByGlobalNorm
@@ -387,6 +388,33 @@ def test_gradients_that_share_memory_are_all_read_before_they_are_zeroed(engine,
         assert not any(g.any() for g in grads.values())
         assert buffer[shift + 64 :].all()
         assert opt._gradients.apart == ({0, 1} if shift < 64 else set())
+
+
+@pytest.mark.parametrize("kind", ["one array", "columns", "shifted", "the weights", "one weight"])
+def test_many_gradients_in_each_others_memory_are_right_and_not_all_compared(kind, monkeypatch):
+    tried = []
+    exact = arrays.overlap
+    monkeypatch.setattr(arrays, "overlap", lambda a, b: tried.append(1) or exact(a, b))
+    n = 300
+    one, two = ({str(i): np.full(200, i, np.float32) for i in range(n)} for _ in range(2))
+    opt, plain = Adam(one), Adam(two)
+    matrix, flat = np.empty((200, n), np.float32), np.empty(n + 199, np.float32)
+    for _ in range(2):
+        matrix[...] = np.random.default_rng(0).normal(size=matrix.shape)
+        flat[...] = np.random.default_rng(1).normal(size=flat.shape)
+        makers = {
+            "one array": lambda i: flat[:200],
+            "columns": lambda i: matrix[:, i],
+            "shifted": lambda i: flat[i : i + 200],
+            "the weights": lambda i: one[str((i + 1) % n)],
+            "one weight": lambda i: one["7"],
+        }
+        grads = {str(i): makers[kind](i) for i in range(n)}
+        plain.step({name: g.copy() for name, g in grads.items()})
+        opt.step(grads, zero_grad=kind in ("columns", "shifted"))
+        assert_same(one, two)
+    assert not (matrix if kind == "columns" else flat if kind == "shifted" else np.zeros(1)).any()
+    assert len(tried) <= 2 * (overlaps.PAIRS * 2 * n + 1)  # in each of two steps, of n weights and n gradients
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from optimkit import arrays
 from optimkit.driver.entries import Entry
+
+PAIRS = 32  # of arrays whose spans meet, for each array, that are compared exactly
 
 
 def _meeting(ranges: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -61,14 +63,24 @@ def gradient_conflicts(entries: Sequence[Entry], views: Sequence[Any]) -> tuple[
     """Which gradients share memory with a weight, and which with another gradient.
 
     The first kind is read from a copy, since the weight is written while gradients are read;
-    the second is zeroed in a pass of its own, after all updates.
+    the second is zeroed in a pass of its own, after all updates. Where a great many lie within each
+    other, too many to compare, all are taken for both: what is done then is right for any.
     """
     with_weight: set[int] = set()
     shared: set[int] = set()
     usable = [n for n, entry in enumerate(entries) if entry.param.library in arrays.STRIDED]
-    there = [n for n in usable if views[n] is not None]
+    alike: dict[Hashable, list[int]] = {}
+    for n in usable:
+        if views[n] is not None:
+            look = arrays.address(views[n]), views[n].shape, arrays.byte_strides(views[n]), arrays.itemsize(views[n])
+            alike.setdefault(look, []).append(n)
+    there = [group[0] for group in alike.values()]
     objects = [entries[n].view for n in usable] + [views[n] for n in there]
-    for a, b in _meeting(np.array([arrays.bounds(x) for x in objects], np.int64).reshape(-1, 2)):
+    spans = np.array([arrays.bounds(x) for x in objects], np.int64).reshape(-1, 2)
+    for tries, (a, b) in enumerate(_meeting(spans)):
+        if tries > PAIRS * len(objects):
+            everything = {n for group in alike.values() for n in group}
+            return everything, everything
         low, high = min(a, b), max(a, b)
         if high < len(usable):
             continue
@@ -81,6 +93,11 @@ def gradient_conflicts(entries: Sequence[Entry], views: Sequence[Any]) -> tuple[
             with_weight.add(second)
         else:
             shared.update((first, second))
+    for group in alike.values():
+        if group[0] in with_weight:
+            with_weight.update(group)
+        if (len(group) > 1 and views[group[0]].size) or group[0] in shared:
+            shared.update(group)
     return with_weight, shared
 
 
