@@ -48,6 +48,18 @@ def test_a_users_rule_with_a_reference():
     assert str(report) == "passed: numpy-eager, numpy-numba"
 
 
+def test_an_optimizer_without_parameters_stands_for_its_class_and_settings():
+    rule = SignMomentum(lr=0.5, transforms=[ClipByValue(0.01)], maximize=True)
+
+    def reference(w, g, state, t):
+        return sign_momentum(w, np.clip(-g, -0.01, 0.01), state, t)
+
+    assert check_optimizer(rule, reference=reference, **EAGER).passed == ["numpy-eager"]
+    fails(lambda: check_optimizer(rule, reference=sign_momentum, **EAGER), r"^SignMomentum\(lr=0\.5, beta=0\.9, transforms=")
+    with pytest.raises(TypeError, match="has parameters; pass its class and settings"):
+        check_optimizer(SignMomentum(np.ones(2)), **EAGER)
+
+
 def test_transforms_with_a_reference():
     clip = check_transform(ClipByValue(0.01), reference=lambda w, g, state, t: w - 0.125 * np.clip(g, -0.01, 0.01), **EAGER)
     assert clip.passed == ["numpy-eager"]

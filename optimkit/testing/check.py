@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from optimkit.driver.optimizer import Optimizer
 from optimkit.optimizers.sgd import SGD
 from optimkit.rule import Penalty, Transform
 from optimkit.testing.backends import BACKENDS, TOLERANCES, Backend
@@ -51,9 +52,9 @@ def check_optimizer(
 
     Parameters
     ----------
-    optimizer : class or callable
+    optimizer : class, callable or Optimizer
         Called as `optimizer(params, engine=..., **settings)`; use `functools.partial` for a number that
-        is called like a parameter of this function.
+        is called like a parameter of this function. Or an optimizer without parameters, with its settings.
     reference : callable, optional
         What the update is meant to be, in plain NumPy: `reference(w, g, state, t)` returns the new weight.
         `state` is a dict of its own for each parameter, empty at first, for the function to fill; `t`
@@ -102,6 +103,7 @@ def check_optimizer(
     ['numpy-eager']
     """
     _check_arguments(dtypes, steps, settings)
+    optimizer = _as_partial(optimizer)
     make = partial(optimizer, **settings)
     report, failures = Report(), []
     for backend in _chosen(backends):
@@ -228,6 +230,17 @@ def _chosen(names: Iterable[str] | None) -> list[Backend]:
     if unknown or not names:
         raise ValueError(f"backends = {names!r} must be some of {', '.join(BACKENDS)}")
     return [BACKENDS[name] for name in names]
+
+
+def _as_partial(optimizer: Any) -> Any:
+    """What makes optimizers like a given one; a class or a function as it is."""
+    if not isinstance(optimizer, Optimizer):
+        return optimizer
+    if optimizer.names:
+        raise TypeError(f"{optimizer!r} has parameters; pass its class and settings, or build it without")
+    options = ("penalty", "transforms", "maximize", "nonfinite")
+    chosen = {name: getattr(optimizer, name) for name in options if getattr(optimizer, name) != getattr(type(optimizer), name)}
+    return partial(type(optimizer), **optimizer._groups[0].values, **chosen)
 
 
 def _label(optimizer: Any, settings: dict[str, Any]) -> str:
