@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,6 @@ class Spans:
 
     def meet(self, addresses: np.ndarray) -> bool:
         """Whether any two spans meet, with gradients at these addresses."""
-        spans = np.concatenate([self.weights, self.gradients + addresses[:, None]])
-        spans = spans[spans[:, 0] < spans[:, 1]]
-        spans = spans[np.argsort(spans[:, 0])]
-        return bool((spans[1:, 0] < spans[:-1, 1]).any())
+        spans = [*self.weights.tolist(), *(self.gradients + addresses[:, None]).tolist()]
+        spans = sorted(span for span in spans if span[0] < span[1])
+        return any(after[0] < before[1] for before, after in pairwise(spans))

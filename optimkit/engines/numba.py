@@ -38,7 +38,7 @@ from optimkit.engines.numba_text import (
     kernel_text,
 )
 from optimkit.engines.runner import Member, Tables, counters
-from optimkit.fusion.stages import Plan
+from optimkit.fusion.stages import Plan, Stage
 
 SMALL = 1 << 20  # elements; below, one thread is faster than waking another
 OPERATIONS = {"sum": 0, "sum_of_squares": 0, "max": 1, "min": 2}
@@ -128,6 +128,15 @@ def _compile(text: str, key: str, words: int) -> Kernel:
     return Kernel(function.address, words, function)
 
 
+class _Reductions:
+    """What a stage that reads ends in: its operations and their results, and the words of a job that name them."""
+
+    def __init__(self, members: int, stage: Stage) -> None:
+        self.operations = np.array([OPERATIONS[node.op] for node in stage.reductions], np.int64)
+        self.results = np.zeros((members, len(stage.reductions)))
+        self.words = self.results.ctypes.data, self.operations.ctypes.data, len(self.operations)
+
+
 class NumbaRunner:
     """The stages of one plan on the members of one bucket."""
 
@@ -159,13 +168,7 @@ class NumbaRunner:
         self.jobs: list[np.ndarray] = []
         self.addresses: list[int] = []
         self.workers, self.copy = 1, 0
-        self.reductions = [  # of each stage that reads: its results, and what is computed
-            (
-                np.zeros((len(members), len(stage.reductions))),
-                np.array([OPERATIONS[node.op] for node in stage.reductions], np.int64),
-            )
-            for stage in plan.reading
-        ]
+        self.reductions = [_Reductions(len(members), stage) for stage in plan.reading]
         self._fill_slots()
         self.members_changed(range(len(members)))
 
@@ -250,12 +253,12 @@ class NumbaRunner:
 
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
         self._run(number, tables, False)
-        results, operations = self.reductions[number]
+        reductions = self.reductions[number]
         job = self.jobs[0]
-        job[8], job[9], job[14] = results.ctypes.data, operations.ctypes.data, len(operations)
+        job[8], job[9], job[14] = reductions.words
         assert self.finish is not None
         self.finish.held(self.addresses[0])
-        return results
+        return reductions.results
 
     def commit(self, tables: Tables, zero: bool) -> None:
         self._run(len(self.kernels) - 1, tables, zero)
