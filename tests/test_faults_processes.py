@@ -117,16 +117,29 @@ def test_row_40_a_forked_child_works(engine):
         opt.step(g)
         other = Adam(ones(LARGE), lr=0.5, engine=engine)
         other.step(g)
-        sender.send((float(w[-1]), float(other["0"].data[-1])))
+        joined = threading.Event()
+        threads.run(lambda number: joined.set() if number else joined.wait(30), 2)
+        sender.send((float(w[-1]), float(other["0"].data[-1]), joined.is_set()))
 
-    with opt._lock:  # as if a thread had been in a step when the process was forked
-        process = context.Process(target=child)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forks beside threads
-            process.start()
+    held, forked = threading.Event(), threading.Event()
+
+    def hold():  # as if another thread were in a step when the process is forked
+        with opt._lock:
+            held.set()
+            forked.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    process = context.Process(target=child)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forks beside threads
+        process.start()
+    forked.set()
+    holder.join()
     try:
         assert receiver.poll(60), "the child hangs"
-        assert receiver.recv() == (0.5, 0.5)
+        assert receiver.recv() == (0.5, 0.5, True)
     finally:
         process.kill()
         process.join()

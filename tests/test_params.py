@@ -454,6 +454,10 @@ def test_numbers_may_differ_between_groups():
     with pytest.raises(ValueError, match=r"dampening = 0.5 does nothing without momentum"):
         opt.set(where="[bc]", dampening=0.5)
     assert opt.lr == [1.0, 0.5, 0.25]
+    other = SGD({"W": ones(2), "b": ones(2)}, lr=1.0)
+    with pytest.raises(ValueError, match=r"dampening = 0.5 does nothing"):
+        other.set(where="b", dampening=0.5)
+    assert len(other.state_dict()["groups"]) == 1
     opt.lr = 2.0
     assert opt.lr == 2.0
     opt.set(momentum=0.9)

@@ -322,8 +322,10 @@ def test_groups_that_were_split_are_split_again():
     second = small()
     second.load_state_dict(first.state_dict())
     assert second.lr == [0.1, 0.5]
-    second.step({"a": ones(2), "b": ones(3)})
+    for opt in (first, second):
+        opt.step({"a": ones(2), "b": ones(3)})
     assert (second.state["a"].t, second.state["b"].t) == (1, 2)
+    assert second["b"].data.tolist() == first["b"].data.tolist() == pytest.approx([1 - 0.1 - 0.5] * 3)
     with pytest.raises(ValueError, match=r"its group of a, b is more than one group here"):
         first.load_state_dict(small().state_dict())
 
