@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -25,10 +26,14 @@ STRIDED = ("numpy", "torch", "cupy")  # libraries whose arrays have strides and 
 
 def library(x: Any) -> str:
     """The name of the array's library: "numpy", "cupy", "torch", "jax" or the root of its namespace."""
-    if isinstance(x, np.ndarray | np.generic):
-        return "numpy"
-    root = type(x).__module__.partition(".")[0]
-    return "jax" if root == "jaxlib" else root
+    return "numpy" if isinstance(x, np.ndarray | np.generic) else _library_of(type(x))  # type: ignore[arg-type]  # classes are hashable
+
+
+@cache
+def _library_of(cls: type) -> str:
+    roots = [base.__module__.partition(".")[0] for base in cls.__mro__]  # a user's subclass of a tensor is a tensor
+    known = [root for root in roots if root in ("torch", "cupy", "jax", "jaxlib")]
+    return (known or roots)[0].replace("jaxlib", "jax")
 
 
 def is_array(x: Any) -> bool:

@@ -195,6 +195,16 @@ def test_row_44_tensors():
         loss.backward()
 
 
+class Tensor(torch.Tensor):
+    """A subclass of ones own, as some frameworks have them."""
+
+
+def test_row_44_subclasses_of_tensors():
+    tensor = torch.ones(2).as_subclass(Tensor)
+    SGD({"w": tensor}, lr=0.5).step({"w": torch.ones(2)})
+    assert tensor.tolist() == [0.5, 0.5]
+
+
 def test_row_44_tensors_that_cannot_be_trained(tmp_path):
     np.zeros(2000, np.float32).tofile(tmp_path / "w")
     with warnings.catch_warnings():
