@@ -26,7 +26,7 @@ STRIDED = ("numpy", "torch", "cupy")  # libraries whose arrays have strides and 
 
 def library(x: Any) -> str:
     """The name of the array's library: "numpy", "cupy", "torch", "jax" or the root of its namespace."""
-    return "numpy" if isinstance(x, np.ndarray | np.generic) else _library_of(type(x))  # type: ignore[arg-type]  # classes are hashable
+    return "numpy" if isinstance(x, np.ndarray | np.generic) else _library_of(type(x))  # type: ignore[arg-type]
 
 
 @cache

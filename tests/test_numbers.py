@@ -408,7 +408,7 @@ def test_row_11b_missing_slots():
         mine(ones(2)).step(ones(2))
     for slots, message in [
         (["m"], r"Mine.slots\(\) = \['m'\] must be a dict, such as {'m': zeros}"),
-        ({3: zeros}, r"Mine.slots\(\): a slot is called 3; its name is to be read as s.name"),
+        ({3: zeros}, r"Mine.slots\(\): a slot is called 3; it is read as s.name"),
         ({"_rule": zeros}, r"a slot is called '_rule'"),
         ({"a b": zeros}, r"a slot is called 'a b'"),
     ]:

@@ -5,23 +5,20 @@ Everything is checked before anything is changed; afterwards the driver sorts it
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from os import name as system
 from typing import Any
 
-import numpy as np
-
-from optimkit import arrays
 from optimkit.driver import loading, state
-from optimkit.driver.build import chain_of
-from optimkit.driver.containers import Growth, grow, placer, prune
+from optimkit.driver.containers import Growth, grow, prune
 from optimkit.driver.entries import Entry, Group
 from optimkit.driver.gradients import own_gradient
 from optimkit.driver.hyperparameters import Hyperparameters
+from optimkit.driver.joining import make_entry, replace_array, split_groups
 from optimkit.driver.overlaps import check_weights
-from optimkit.params import Leaf, Param, Where, check_names, data_of, settled
+from optimkit.params import Param, Where, check_names
 
 
 class Membership(Hyperparameters, base=True):
@@ -57,7 +54,7 @@ class Membership(Hyperparameters, base=True):
             self._attach(params, values)
 
     def _attach(self, params: Any, values: Mapping[str, Any]) -> None:
-        specifications = _split_groups(params)
+        specifications = split_groups(params)
         found: list[tuple[Group, Growth]] = []
         for number, (source, own) in enumerate(specifications):
             merged = {**values, **own}
@@ -69,7 +66,7 @@ class Membership(Hyperparameters, base=True):
                 raise ValueError(f"group {number} has no parameters: {why}")
         leaves = [leaf for _, growth in found for leaf in growth.leaves()]
         check_names([*(entry.leaf for entry in self._entries), *leaves] if leaves else [])
-        added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
+        added = [make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
         check_weights({entry.name: entry.param.data for entry in [*self._entries, *added]})
         for entry in added:
             entry.param.placed(entry.name)
@@ -113,7 +110,7 @@ class Membership(Hyperparameters, base=True):
         """
         with self._lock:
             entry = self._entry(name)
-            _replace(self, entry, new, state)
+            replace_array(self, entry, new, state)
 
     def reset(self, where: Where = None) -> None:
         """Forget the state and the update counts of parameters: all, or those that `where` selects."""
@@ -263,59 +260,5 @@ def _renew_locks() -> None:
         optimizer.__dict__.update(_lock=threading.RLock(), _stepping=False)
 
 
-if system == "posix":
-    import os
-
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
-
-
-def _split_groups(params: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """(parameters, values) of each group; one group if there are no group dicts."""
-    params = settled(params)
-    if not isinstance(params, list | tuple):
-        return [(params, {})]
-    groups = [isinstance(each, Mapping) and "params" in each for each in params]
-    if not any(groups):
-        return [(params, {})]
-    if not all(groups):
-        number = groups.index(False)
-        group = "a dict with 'params', such as {'params': ..., 'lr': 0.1}"
-        raise TypeError(f"entry {number} of the list of groups is no group; a group is {group}")
-    return [(group["params"], {key: value for key, value in group.items() if key != "params"}) for group in params]
-
-
-def _make_entry(leaf: Leaf, group: Group) -> Entry:
-    value = leaf.value
-    param = value if isinstance(value, Param) else Param(data_of(value), None, leaf.name)
-    return Entry(leaf.name, param, group, leaf)
-
-
-def _replace(optimizer: Membership, entry: Entry, new: Any, how: Any) -> None:
-    """Check everything, then put the array and its state in the place of the old ones."""
-    if not (how in ("keep", "reset") if isinstance(how, str) else callable(how)):
-        raise ValueError(f"state = {how!r} must be 'keep', 'reset' or a function of a slot's array")
-    param = Param(new, None, entry.name)
-    if how == "keep" and param.shape != entry.param.shape:
-        raise ValueError(
-            f"parameter {entry.name!r} has shape {entry.param.shape}, the new array {param.shape}: its state can't be "
-            "kept; use state='reset', or a function that maps each slot"
-        )
-    fresh = Entry(entry.name, param, entry.group, entry.leaf)
-    check_weights({other.name: new if other is entry else other.param.data for other in optimizer._entries})
-    put = placer(optimizer._roots, entry.leaf, new)
-    fresh.ensure_slots(chain_of(type(optimizer), entry.group, optimizer._links, fresh, optimizer.maximize))
-    for key in entry.slots if how != "reset" else ():
-        old = np.array(arrays.to_numpy(entry.value(key)))
-        mapped = how(old) if callable(how) else old
-        if tuple(np.shape(mapped)) != param.shape:
-            raise ValueError(f"the function given as state made {key[1]!r} of shape {np.shape(mapped)}, not {param.shape}")
-        if key in fresh.slots:
-            fresh.set_value(key, mapped)
-    optimizer._forget()
-    put()
-    if isinstance(entry.leaf.value, Param):
-        entry.param = entry.leaf.value
-    else:
-        entry.param = param
-    entry.param.placed(entry.name)
-    entry.renew(fresh, keep_counts=how != "reset")
