@@ -46,8 +46,6 @@ class Chain:
             if not isinstance(declared, Mapping):
                 raise TypeError(f"{type(rule).__name__}.slots() = {declared!r} must be a dict, such as {{'m': zeros}}")
             for name, slot in declared.items():
-                if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
-                    raise TypeError(f"{type(rule).__name__}.slots(): a slot is called {name!r}; it is read as s.name")
                 if not isinstance(slot, Slot):
                     raise TypeError(
                         f"{type(rule).__name__}.slots()[{name!r}] = {slot!r} must be a slot: zeros, zeros_real, "
