@@ -14,8 +14,12 @@ import pytest
 import optimkit
 from optimkit import SGD, Adam, Param
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-jax = pytest.importorskip("jax", reason="jax is not installed")
+try:
+    import torch
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 
 
 def ones(*shape):
@@ -37,8 +41,6 @@ def test_row_1_the_same_array_twice(make):
         SGD(make(w), lr=0.1)
     with pytest.raises(ValueError, match=r"'0' and '1' are the same array"):
         SGD([Param(w), Param(w)], lr=0.1)
-    with pytest.raises(ValueError, match=r"'a' and 'b' are the same array"):
-        SGD(make(torch.ones(2)), lr=0.1)
 
 
 def test_row_2_overlapping_views():
@@ -46,7 +48,13 @@ def test_row_2_overlapping_views():
     for a, b in [(buffer[:2], buffer[1:]), (buffer, buffer[::2]), (buffer[:, 1:4], buffer[1:3, ::2]), (buffer[:], buffer.T)]:
         with pytest.raises(ValueError, match=r"parameters 'a' and 'b' overlap in memory"):
             SGD({"a": a, "b": b}, lr=0.1)
+
+
+@needs_torch
+def test_row_2_overlapping_tensors():
     tensor = torch.ones(6)
+    with pytest.raises(ValueError, match=r"'a' and 'b' are the same array"):
+        SGD({"a": tensor, "b": tensor}, lr=0.1)
     with pytest.raises(ValueError, match=r"'a' and 'b' overlap"):
         SGD({"a": tensor, "b": tensor.view(2, 3)}, lr=0.1)
     with pytest.raises(ValueError, match=r"'a' and 'b' overlap"):
@@ -106,7 +114,7 @@ def test_row_7_weights_that_cannot_be_written():
         (np.broadcast_to(ones(1), (3,)), r"parameter 'w' is read-only"),
         (strided, r"'w' is broadcast \(a stride is 0\); pass a copy"),
         (window, r"'w' has elements that overlap in memory; pass a copy"),
-        (torch.ones(1).expand(3), r"'w' is broadcast"),
+        *([] if torch is None else [(torch.ones(1).expand(3), r"'w' is broadcast")]),
     ]:
         with pytest.raises(ValueError, match=message):
             SGD({"a": ones(2), "w": weight}, lr=0.1)
@@ -161,6 +169,7 @@ def test_row_8_zero_dimensions_memmaps_and_subclasses_are_fine(tmp_path, engine)
         SGD(np.memmap(tmp_path / "w", np.float32, "r"), lr=0.1)
 
 
+@needs_torch
 def test_row_9_mixed_namespaces():
     with pytest.raises(TypeError, match=r"gradient of 'data' is a torch array.*its weight a numpy array; convert it to numpy"):
         Param(ones(2), torch.ones(2))
@@ -173,6 +182,7 @@ def test_row_9_mixed_namespaces():
 
 
 def test_row_10_immutable_arrays():
+    jax = pytest.importorskip("jax", reason="jax is not installed")
     with pytest.raises(TypeError, match=r"'w' is a JAX array, which is immutable; use the functional form: state = "):
         SGD({"w": jax.numpy.ones(2)}, lr=0.1)
     rule = SGD(lr=0.5)
@@ -180,6 +190,7 @@ def test_row_10_immutable_arrays():
     assert params["w"].tolist() == [0.5, 0.5]
 
 
+@needs_torch
 def test_row_44_tensors():
     leaf = torch.ones(3, requires_grad=True)
     opt = SGD({"w": leaf}, lr=0.5)
@@ -195,16 +206,17 @@ def test_row_44_tensors():
         loss.backward()
 
 
-class Tensor(torch.Tensor):
-    """A subclass of ones own, as some frameworks have them."""
-
-
+@needs_torch
 def test_row_44_subclasses_of_tensors():
+    class Tensor(torch.Tensor):
+        """A subclass of ones own, as some frameworks have them."""
+
     tensor = torch.ones(2).as_subclass(Tensor)
     SGD({"w": tensor}, lr=0.5).step({"w": torch.ones(2)})
     assert tensor.tolist() == [0.5, 0.5]
 
 
+@needs_torch
 def test_row_44_tensors_that_cannot_be_trained(tmp_path):
     np.zeros(2000, np.float32).tofile(tmp_path / "w")
     with warnings.catch_warnings():
