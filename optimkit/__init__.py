@@ -6,7 +6,12 @@
     opt.step(grads)                             # updates them in place
 """
 
-from optimkit import lr_scheduler, schedules, transforms
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from optimkit import transforms
 from optimkit.driver.optimizer import Optimizer
 from optimkit.driver.result import NonFiniteGradientError, StepResult
 from optimkit.engines.runner import counters
@@ -17,9 +22,25 @@ from optimkit.params import Param
 from optimkit.rule import Penalty, Transform, abs2, copy_of_weight, full, norm, total, total_norm, zeros, zeros_real
 from optimkit.transforms import L1, L2, ElasticNet
 
+if TYPE_CHECKING:
+    from optimkit import lr_scheduler, schedules
+
 __version__ = "0.1.0"
 
 __all__ = ["L1", "L2", "SGD", "AMSGrad", "Adagrad", "Adam", "AdamW", "ElasticNet", "Optimizer", "Param", "Penalty", "RMSProp"]
 __all__ += ["Fraction", "NonFiniteGradientError", "NonNegative", "Positive", "Range", "Scalar", "StepResult", "Transform"]
 __all__ += ["abs2", "copy_of_weight", "counters", "full", "get_num_threads", "lr_scheduler", "norm", "schedules"]
 __all__ += ["set_num_threads", "total", "total_norm", "transforms", "zeros", "zeros_real"]
+
+_ON_FIRST_USE = ("lr_scheduler", "schedules")
+
+
+def __getattr__(name: str) -> Any:
+    """Modules that not every program needs are loaded when they are first named."""
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"optimkit.{name}")
+    raise AttributeError(f"module 'optimkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -8,6 +8,7 @@ TypeError: Bad.lr = 0.001 has no annotation and would be ignored; write `lr: Sca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -67,8 +68,16 @@ def name_arguments(cls: Any) -> None:
 
 
 def resolve_hints(cls: type) -> Mapping[str, Any]:
-    """The annotations of a class and its bases, with their strings evaluated."""
+    """The annotations of a class and its bases, with their strings evaluated; those of rules only once."""
+    known: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:]):
+        known |= vars(base).get("_hints", {})
+    own = type(cls.__name__, (), {"__annotations__": dict(_annotations(cls)), "__module__": cls.__module__})
     try:
+        with contextlib.suppress(NameError):  # a name of the class body: they are looked up below
+            known |= typing.get_type_hints(own, include_extras=True)
+            if known.keys() >= {field.name for field in dataclasses.fields(cls)}:
+                return known
         return typing.get_type_hints(cls, include_extras=True)
     except Exception as error:  # whatever the text of an annotation raises
         raise TypeError(_unresolved(cls, error)) from error

@@ -18,7 +18,7 @@ state (`slots`), and has pure methods that compute. An optimizer in three short 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
@@ -96,6 +96,7 @@ class Rule:
         If a number is out of range.
     """
 
+    _hints: ClassVar[Mapping[str, Any]] = {}
     _numbers: ClassVar[dict[str, Number]] = {}
     _structure: ClassVar[tuple[str, ...]] = ()
     _flags: ClassVar[frozenset[str]] = frozenset()
@@ -109,7 +110,7 @@ class Rule:
         dataclass(eq=False, repr=False)(cls)
         if not own_init:
             name_arguments(cls)
-        hints = resolve_hints(cls)
+        hints = cls._hints = resolve_hints(cls)
         numbers, structure = {}, []
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             number = parse_annotation(cls.__name__, field.name, hints[field.name])

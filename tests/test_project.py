@@ -81,8 +81,8 @@ def test_the_package_is_typed_and_its_public_names_exist():
     assert all(hasattr(optimkit, name) for name in optimkit.__all__)
     imported = {
         alias.asname or alias.name
-        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
-        if isinstance(node, ast.ImportFrom)
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module not in ("__future__", "typing")
         for alias in node.names
     }
     assert set(optimkit.__all__) == imported
