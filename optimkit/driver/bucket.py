@@ -67,6 +67,11 @@ class Bucket:
             members.append(Member(entry.name, entry.layout.apply(entry.view), own, entry.param.size))
         return members
 
+    @property
+    def first_place(self) -> int:
+        """Where the first member with a gradient stands among all parameters."""
+        return int(self.places[np.argmax(self.active)])
+
     def lend(self, views: Mapping[int, Any], shifts: np.ndarray, apart: Collection[int]) -> None:
         """Lend the engine the gradients that it has not seen, by place; the others moved by so many bytes.
 
@@ -86,7 +91,8 @@ class Bucket:
                 self.active[number] = view is not None
                 self.n_active += 1 if view is not None else -1
                 self._sorted = False
-        self.runner.members_changed(numbers)
+        if numbers:
+            self.runner.members_changed(numbers)
 
     def lend_all(self, values: Sequence[Any]) -> None:
         """Lend all gradients, to an engine that keeps no addresses."""
@@ -116,7 +122,8 @@ class Bucket:
         tables, plan = self.tables, self.plan
         if not self._sorted:
             pairs = self.t * (len(self.groups) * (not self.counts_on_device)) + self.group_of
-            pairs[~self.active] = pairs[np.argmax(self.active)]  # their row is not read, but must exist
+            if not self.counts_on_device:  # there, all groups have rows: a CUDA graph goes on reading them
+                pairs[~self.active] = pairs[np.argmax(self.active)]  # their row is not read, but must exist
             classes, row_of = np.unique(pairs, return_inverse=True)
             self.classes = [(pair % len(self.groups), pair // len(self.groups)) for pair in classes.tolist()]
             tables.row_of = row_of.astype(np.int64)

@@ -6,7 +6,7 @@ class (`Runner.together`) does the launches.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -43,21 +43,21 @@ class DeviceSteps:
         skip: bool,
         capturable: bool,
     ) -> None:
-        self.buckets = [bucket for bucket in buckets if bucket.on_device]
+        own = [bucket for bucket in buckets if bucket.on_device]
         labels = tuple(dict.fromkeys(node.key for bucket in buckets for node in bucket.plan.program.totals))
         slots: dict[Hashable, float] = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
-        if len(self.buckets) < len(buckets) and (labels or slots):
+        if len(own) < len(buckets) and (labels or slots):
             raise ValueError(
                 "some parameters are on the host and some on a device, and this optimizer takes a total over all of them "
                 "(a norm for clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
             )
         self.device_count, self.skip = skip or capturable, skip
         settings = Shared(len(entries), labels, slots, self.device_count, skip, capturable)
-        runners = [bucket.runner for bucket in self.buckets]
-        self.together = runners[0].together(runners, [bucket.places for bucket in self.buckets], settings)
+        runners = [bucket.runner for bucket in own]
+        self.together = runners[0].together(runners, [bucket.places for bucket in own], settings)
         for key in shared:
             shared[key] = self.together.slot_view(("slot", *key, "optimizer"))
-        for bucket in self.buckets:
+        for bucket in own:
             bucket.device = self
             self._place_slots(bucket)
             if self.device_count:
@@ -83,10 +83,17 @@ class DeviceSteps:
 
     def commit(self, active: Sequence[Bucket], zero: bool) -> None:
         """Launch the last stages, and count."""
-        self.together.commit([bucket.runner for bucket in active], zero)
-        if not self.device_count:
-            for bucket in active:
-                bucket.count_up()
+
+        def launched(place: int) -> None:
+            if not self.device_count:
+                active[place].count_up()
+
+        self.together.commit([bucket.runner for bucket in active], zero, launched)
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the step became part of a CUDA graph, and did not run."""
+        return bool(self.together.capturing)
 
     def result(self, active: Sequence[Bucket]) -> StepResult:
         """What the step tells; fetched from the device when it is read."""
@@ -96,7 +103,7 @@ class DeviceSteps:
 
     def fetch_norm(self, active: Sequence[Bucket]) -> float:
         """The norm of all gradients; waits for the device."""
-        return Pending(_runner(active[0]).result, False).values()[1]
+        return _runner(active[0]).result()[0]
 
     def fetch_sums(self, active: Sequence[Bucket]) -> None:
         """Bring the sums of squares of the step to the buckets' `values`; waits for the device."""
@@ -112,11 +119,10 @@ def _runner(bucket: Bucket) -> DeviceRunner:
 class Pending:
     """The norm and the decision of a step, in device memory."""
 
-    def __init__(self, array: Any, skip: bool) -> None:
-        self.array, self.skip = array, skip
+    def __init__(self, fetch: Callable[[], tuple[float, bool]], skip: bool) -> None:
+        self.fetch, self.skip = fetch, skip
 
     def values(self) -> tuple[bool, float]:
         """(applied, norm); waits for the device."""
-        with self.array.device:
-            norm, finite = self.array.get().tolist()
-        return bool(finite) or not self.skip, norm
+        norm, finite = self.fetch()
+        return finite or not self.skip, norm

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -84,7 +85,7 @@ class Optimizer(Forms, base=True):
         first = Group(values)
         self.__dict__.update(_links=links, _groups=[first], _entries=[], _roots=[], _count=0, _shared={})
         self.__dict__.update(_buckets=None, _versions=0, _lock=threading.RLock(), _gradients=None, _sources=None)
-        self.__dict__.update(_ever=False, _stepping=False)
+        self.__dict__.update(_ever=False, _stepping=False, _captured=[])
         self.validate(first.rule(type(self)))
         if params is not None:
             self.bind(params)
@@ -169,6 +170,8 @@ class Optimizer(Forms, base=True):
             if not applied and self.nonfinite == "raise":
                 raise NonFiniteGradientError(name_nonfinite(buckets))
             self._count_step()
+            if self._shared:  # their values are those of the first parameter: its bucket comes last
+                buckets = sorted(buckets, key=lambda bucket: bucket.first_place, reverse=True)
             for bucket in buckets if applied else ():
                 bucket.commit(zero_grad, self._shared)
             if zero_grad:
@@ -183,7 +186,10 @@ class Optimizer(Forms, base=True):
         if self.nonfinite == "raise" and not np.isfinite(device.fetch_norm(buckets)):
             device.fetch_sums(buckets)
             raise NonFiniteGradientError(name_nonfinite(buckets))
-        self._count_step()
+        if device.capturing:
+            self._captured.append(device)  # the graph goes on using its tables
+        else:
+            self._count_step()
         for bucket in on_host:
             bucket.commit(zero_grad, self._shared)
         device.commit(buckets, zero_grad)
@@ -221,6 +227,13 @@ class Optimizer(Forms, base=True):
                 )
             if any(bucket.on_device for bucket in buckets):
                 DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
+            if self._captured:
+                warnings.warn(
+                    "a CUDA graph of this optimizer goes on with the arrays, counts and structure that it was captured "
+                    "with: capture again",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
             self.__dict__["_buckets"] = buckets
         return self._buckets  # type: ignore[no-any-return]
 

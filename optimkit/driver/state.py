@@ -187,4 +187,4 @@ def unpack(optimizer: Any, packed: Mapping[str, Any]) -> None:
         entries.append(entry)
     optimizer.__dict__.update({name: value for name, value in packed.items() if name != "_entries"})
     optimizer.__dict__.update(_entries=entries, _lock=threading.RLock(), _stepping=False)
-    optimizer.__dict__.update(_buckets=None, _gradients=None, _sources=None, _versions=0)
+    optimizer.__dict__.update(_buckets=None, _gradients=None, _sources=None, _versions=0, _captured=[])

@@ -7,14 +7,14 @@ else moves in a warm step, and nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from optimkit.engines import cuda_compile
 from optimkit.engines.canonical import UNIT
-from optimkit.engines.cuda_memory import Uploader
+from optimkit.engines.cuda_memory import uploader
 from optimkit.engines.cuda_text import (
     ABSENT,
     ENTRY,
@@ -49,7 +49,7 @@ _POINTERS: tuple[str, ...] = (
     "arrived",
     "control",
 )
-_POINTERS += ("partials", "contributions", "result")
+_POINTERS += ("partials", "contributions", "result", "write_shared")
 _INTEGERS: tuple[str, ...] = (
     "members",
     "present",
@@ -59,8 +59,6 @@ _INTEGERS: tuple[str, ...] = (
     "device",
     "zero",
     "finish",
-    "write_shared",
-    "unused",
 )
 JOB = np.dtype(
     [*((name, np.uint64) for name in _POINTERS), *((name, np.int32) for name in _INTEGERS), ("rows", np.float64, ROWS)]
@@ -83,8 +81,10 @@ class CudaRunner:
         self.present = np.zeros(len(members), bool)
         self.dirty, self.contributes = True, False
         self._kept: dict[str, Any] = {}  # the arrays behind the job's addresses
-        self._uploader = Uploader()
+        self._uploader = uploader(self.device.id)
         self._sent_rows = np.zeros(0)
+        self._captured: list[Any] | None = None  # tables that a CUDA graph reads, once there was a capture
+        self.stream: Any = None  # of the last step
         with self.device:
             self._make_tables()
         self.members_changed(range(len(members)))
@@ -122,6 +122,12 @@ class CudaRunner:
 
     def connect(self, shared: Shared, places: Sequence[int], device: int, devices: int, contributions: Any, slots: Any) -> None:
         """Take the place among the buckets of the optimizer, and compile."""
+        import cupy
+
+        if len(shared.slots) > 64:
+            raise ValueError(
+                f"an optimizer can have 64 slots with extent 'optimizer' on a CUDA device, not {len(shared.slots)}"
+            )
         self.shared = shared
         self.table[:, 5] = places
         self._keep("contributions", contributions)
@@ -142,6 +148,9 @@ class CudaRunner:
         self.finish_functions = {number: module.get_function(f"finish_{number}") for number in self.uniform.numbers}
         self.write_function = module.get_function("write_stage")
         self.dirty = True
+        if shared.capturable:
+            with self.device:
+                self._keep("more_rows", cupy.zeros(max(1, len(self.members) * len(self.plan.hosts))))
 
     # ---- what the driver says
 
@@ -185,23 +194,39 @@ class CudaRunner:
         shape, strides = (x.shape, x.strides) if x.ndim else ((1,), (0,))
         self.layouts[p, column] = np.array([len(shape), *shape, *strides], np.int64)
 
-    def begin(self, tables: Tables, stream: Any, alone: bool) -> None:
+    def refuse_capture(self, tables: Tables) -> None:
+        """Raise if this step needs what a CUDA graph would repeat with old values."""
+        changed = tables.rows.tobytes() != self._sent_rows.tobytes()
+        if self.dirty or tables.row_of_changed or changed:
+            why = "a number changed" if changed and len(self._sent_rows) else "an array was replaced, or is new"
+            raise RuntimeError(
+                f"this step needs an upload ({why}), which a CUDA graph would repeat with old values; "
+                "run one step with these arrays before the capture"
+            )
+
+    def begin(self, tables: Tables, stream: Any, alone: bool, capturing: bool) -> None:
         """Bring the tables of this step to the device."""
         import cupy
 
+        self.stream = stream
+        if capturing and self._captured is None:
+            self._captured = []
         if tables.row_of_changed:
             self.dirty = True
             tables.row_of_changed = False
         if self.dirty:
-            self._no_capture(stream, "an array was replaced, or takes part for the first time")
             self.table[:, 1] = tables.row_of
             self._send_table(stream)
             self.dirty = False
         self.send_rows(tables.rows, stream)
         self.job["present"] = int(self.present.sum())
+        self.first_present = int(self.table[np.argmax(self.present), 5])  # its place among all parameters
         self.job["finish"], self.contributes = alone, bool(self.shared.labels)
-        if self.plan.program.gradient_norm is not None and not self.shared.capturable:
-            self._keep("result", cupy.empty(2))
+        if self.plan.program.gradient_norm is not None:
+            result = cupy.empty(2) if not capturing else cupy.zeros(2)
+            self._keep("result", result)
+            if self._captured is not None and capturing:
+                self._captured.append(result)
 
     def _send_table(self, stream: Any) -> None:
         import cupy
@@ -209,6 +234,9 @@ class CudaRunner:
         words = [self.table.reshape(-1), *self.layouts.values()]
         total = sum(map(len, words))
         blob = self._kept.get("table")
+        if blob is not None and self._captured is not None:  # a graph goes on reading it
+            self._captured.append(blob)
+            blob = None
         if blob is None or len(blob) < total:
             blob = self._keep("table", cupy.empty(total, np.int64))
         offset = self.table.size
@@ -224,24 +252,15 @@ class CudaRunner:
             self.job["rows"][: flat.size] = flat
             self.job["more_rows"] = 0
             return
-        if flat.tobytes() == self._sent_rows.tobytes():
-            return
-        self._no_capture(stream, "a number changed")
         import cupy
 
         buffer = self._kept.get("more_rows")
         if buffer is None or buffer.size < flat.size:
-            self._keep("more_rows", cupy.empty(flat.size))
-        self._uploader.send(self._kept["more_rows"].data.ptr, flat, stream)
-        self.job["more_rows"] = self._kept["more_rows"].data.ptr
-        self._sent_rows = flat.copy()
-
-    def _no_capture(self, stream: Any, why: str) -> None:
-        if self.shared.capturable and stream.is_capturing():
-            raise RuntimeError(
-                f"this step needs an upload ({why}), which a CUDA graph would repeat with old values; "
-                "run one step with these arrays before the capture"
-            )
+            buffer, self._sent_rows = self._keep("more_rows", cupy.empty(flat.size)), np.zeros(0)
+        self.job["more_rows"] = buffer.data.ptr
+        if flat.tobytes() != self._sent_rows.tobytes():
+            self._uploader.send(buffer.data.ptr, flat, stream)
+            self._sent_rows = flat.copy()
 
     # ---- launches
 
@@ -274,12 +293,12 @@ class CudaRunner:
     def uniform_values(self, node: Node) -> np.ndarray:
         """A uniform value of the last step, one per member."""
         with self.device:
-            values = self._kept["uniforms"].get().reshape(len(self.members), -1)
+            values = self._kept["uniforms"].get(stream=self.stream).reshape(len(self.members), -1)
         return values[:, self.uniform.columns[node]]  # type: ignore[no-any-return]
 
     def get_counts(self) -> np.ndarray:
         with self.device:
-            return self._kept["counts"].get()  # type: ignore[no-any-return]
+            return self._kept["counts"].get(stream=self.stream)  # type: ignore[no-any-return]
 
     def set_counts(self, counts: np.ndarray) -> None:
         with self.device:
@@ -295,8 +314,16 @@ class CudaRunner:
         return self.uniform.slots
 
     @property
-    def result(self) -> Any:
-        return self._kept["result"]
+    def result(self) -> Callable[[], tuple[float, bool]]:
+        """Fetches the norm of all gradients of this step, and whether it is finite."""
+        device, stream, array = self.device, self.stream, self._kept["result"]
+
+        def fetch() -> tuple[float, bool]:
+            with device:
+                norm, finite = array.get(stream=stream).tolist()
+            return norm, bool(finite)
+
+        return fetch
 
 
 def _check_device(device: Any) -> Any:

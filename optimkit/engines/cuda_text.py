@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from optimkit.engines.canonical import LANES, UNIT
-from optimkit.engines.cuda_uniform import COMBINE, UniformText
+from optimkit.engines.cuda_uniform import COMBINE, UniformText, note
 from optimkit.engines.text import Body, identifiers, write_body
 from optimkit.fusion.graph import BOOLEAN, Node
-from optimkit.fusion.show import formula, traffic
+from optimkit.fusion.show import traffic
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
 
 WRITE_CHUNK, WRITE_THREADS = 4096, 256
@@ -84,12 +84,12 @@ struct Job {{
     int* control;               // [0] parameters that have finished, [1] blocks that have written
     double* partials;           // one value per unit of 2,048 elements and reduction
     double* contributions;      // what each parameter of the optimizer adds to each total, by device
-    double* result;             // [0] norm of all gradients, [1] whether the step is applied
+    double* result;             // [0] norm of all gradients, [1] whether it is finite
+    unsigned long long write_shared;  // bits: the slots per optimizer that this bucket writes
     int members, present;       // parameters of the bucket, and those that have a gradient
     int entries, labels;        // parameters of the optimizer, and totals
     int devices, device;        // with parameters of the optimizer, and which this one is
     int zero, finish;           // zero the gradients; finish the rounds in the launch that reduces
-    int write_shared, unused;   // bits: which slots per optimizer this bucket writes
     double rows[{rows}];
 }};
 {classes}
@@ -237,8 +237,8 @@ def _prologue(plan: Plan, body: Body, uniform: UniformText, chunks: str, skip: b
         own += [f"uniform[{place}] = {end};" for place, end in zip(early, ends, strict=True)]
         inner += ["__syncwarp();", "if (threadIdx.x == 0) {", *("    " + line for line in own), "}"]
     lines += ["    " + line for line in inner] + ["}", "__syncthreads();", "word p = chunk.x, flags = entry[FLAGS];"]
-    lines += [f"real k{column} = (real)rows[{column}];  // {formula(plan.hosts[column])}" for column in sorted(body.scalars)]
-    lines += [f"real u{c} = (real)uniform[{place}];  // {formula(plan.uniforms[c])}" for place, c in enumerate(columns)]
+    lines += [f"real k{column} = (real)rows[{column}];  // {note(plan.hosts[column])}" for column in sorted(body.scalars)]
+    lines += [f"real u{c} = (real)uniform[{place}];  // {note(plan.uniforms[c])}" for place, c in enumerate(columns)]
     return lines
 
 

@@ -7,7 +7,7 @@ launch per bucket computes what follows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ class CudaTogether:
     def __init__(self, runners: Sequence[Any], places: Sequence[np.ndarray], shared: Shared) -> None:
         import cupy
 
-        self.runners, self.shared = list(runners), shared
+        self.runners, self.shared, self.capturing = list(runners), shared, False
+        self.places = {key: place for place, key in enumerate(shared.slots)}
         self.devices = list(dict.fromkeys(runner.device.id for runner in runners))
         self._contributions, self._slots, self._done = {}, {}, {}
         for number in self.devices:
@@ -45,7 +46,7 @@ class CudaTogether:
 
     def slot_view(self, key: Any) -> Any:
         """A slot of the optimizer in the memory of its first device, 0-d float64."""
-        return self._slots[self.devices[0]][list(self.shared.slots).index(key)]
+        return self._slots[self.devices[0]][self.places[key]]
 
     def upload(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """Bring the rows of a step to the devices."""
@@ -56,10 +57,12 @@ class CudaTogether:
     def reduce(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """Run all passes that read, and everything that follows from them."""
         alone = len(active) == 1
+        self.capturing = self._check_capture(active, tables)
         self._forget_absent(active)
+        self._share_slots(self.devices[0], self.shared.slots)
         for runner, own in zip(active, tables, strict=True):
             with _on(runner) as stream:
-                runner.begin(own, stream, alone)
+                runner.begin(own, stream, alone, self.capturing)
         if alone:
             self._reduce_alone(active[0])
             return
@@ -74,6 +77,27 @@ class CudaTogether:
                 with _on(runner) as stream:
                     runner.finish(number, stream)
             self._exchange()
+
+    def _check_capture(self, active: Sequence[Any], tables: Sequence[Tables]) -> bool:
+        """Whether this step becomes part of a CUDA graph; an error, before any launch, where it can't."""
+        import cupy
+
+        if not any(cupy.cuda.get_current_stream(number).is_capturing() for number in self.devices):
+            return False
+        if not self.shared.capturable:
+            raise RuntimeError(
+                "this step would be captured in a CUDA graph, which repeats its numbers and counts as they are now; "
+                "build the optimizer with capturable=True"
+            )
+        if len(self.devices) > 1:
+            raise RuntimeError(
+                "parameters on several devices can't be captured in a CUDA graph; use an optimizer for each device"
+            )
+        for runner, own in zip(active, tables, strict=True):
+            runner.refuse_capture(own)
+        if any(runner.contributes and runner not in active for runner in self.runners):
+            raise RuntimeError("other parameters had a gradient before; run one step with these before the capture")
+        return True
 
     def _forget_absent(self, active: Sequence[Any]) -> None:
         """Buckets that take no part any more add nothing to the totals."""
@@ -124,27 +148,38 @@ class CudaTogether:
                     with cupy.cuda.Device(other):
                         waiting.wait_event(arrived)
 
-    def commit(self, active: Sequence[Any], zero: bool) -> None:
-        """Run the last stages."""
-        last = {(runner.device.id, key): runner for runner in active for key in runner.uniform.shared}
-        for runner in active:
-            with _on(runner) as stream:
-                runner.write(zero, [key for (_, key), writer in last.items() if writer is runner], stream)
-        if self.shared.slots and len(self.devices) > 1:
-            self._spread_slots(active[0].device.id, {runner.device.id for runner in active})
+    def commit(self, active: Sequence[Any], zero: bool, launched: Callable[[int], None]) -> None:
+        """Run the last stages; `launched` is told after each.
 
-    def _spread_slots(self, source: int, current: set[int]) -> None:
-        """Devices that took no part get the slots of the optimizer from one that did."""
+        A slot of the optimizer is written by the bucket that has the first parameter with a gradient, of those that have
+        the slot; it is launched last, since the others read the slot.
+        """
+        order = sorted(range(len(active)), key=lambda place: active[place].first_present, reverse=True)
+        writers = {key: active[place] for place in order for key in active[place].uniform.shared}
+        slots = {id(runner): [key for key, writer in writers.items() if writer is runner] for runner in active}
+        for place in order:
+            runner = active[place]
+            with _on(runner) as stream:
+                runner.write(zero, slots[id(runner)], stream)
+            launched(place)
+        for key, writer in writers.items():
+            self._share_slots(writer.device.id, [key])
+
+    def _share_slots(self, source: int, keys: Iterable[Any]) -> None:
+        """Give the other devices slots of the optimizer."""
+        if len(self.devices) == 1 or not keys:
+            return
         import cupy
 
         streams = {number: cupy.cuda.get_current_stream(number) for number in self.devices}
-        mine = self._slots[source]
         self._wait_for_each_other(streams)
-        for number in self.devices:
-            if number not in current:
-                with cupy.cuda.Device(source):
-                    target = self._slots[number].data.ptr
-                    cupy.cuda.runtime.memcpyPeerAsync(target, number, mine.data.ptr, source, mine.nbytes, streams[source].ptr)
+        for key in keys:
+            offset = 8 * self.places[key]
+            for number in self.devices:
+                if number != source:
+                    with cupy.cuda.Device(source):
+                        target, mine = self._slots[number].data.ptr + offset, self._slots[source].data.ptr + offset
+                        cupy.cuda.runtime.memcpyPeerAsync(target, number, mine, source, 8, streams[source].ptr)
         self._wait_for_each_other(streams)
 
 

@@ -38,9 +38,15 @@ struct Max {{ __device__ double operator()(double a, double b) const {{ return m
 struct Min {{ __device__ double operator()(double a, double b) const {{ return minimum_of(a, b); }} }};
 template <class F> __device__ double combine(
     const double* values, word count, word stride, double start, double* tree, F merge) {{
-    double lane = start;
-    if (threadIdx.x < {LANES})
-        for (word i = threadIdx.x; i < count; i += {LANES}) lane = merge(lane, fresh(values + i * stride));
+    double lane = start, loaded[16];
+    word i = threadIdx.x < {LANES} ? threadIdx.x : count;
+    for (; i + 15 * {LANES} < count; i += 16 * {LANES}) {{  // many under way: a billion elements have 488,282 units
+        #pragma unroll
+        for (int j = 0; j < 16; j++) loaded[j] = fresh(values + (i + j * {LANES}) * stride);
+        #pragma unroll
+        for (int j = 0; j < 16; j++) lane = merge(lane, loaded[j]);
+    }}
+    for (; i < count; i += {LANES}) lane = merge(lane, fresh(values + i * stride));
     return fold(lane, tree, merge);
 }}
 // A total: what the parameters of the optimizer add to it, those of each device in a table of their own.
@@ -68,6 +74,11 @@ __device__ bool comes_last(int* counter, int blocks) {{
     return last;
 }}
 """
+
+
+def note(node: Node) -> str:
+    """A value in words, for a comment; names of slots may hold anything."""
+    return formula(node).replace("\\", "/").replace("\n", " ").replace("\r", " ")
 
 
 def double_literal(node: Node) -> str:
@@ -148,7 +159,7 @@ class UniformText:
         else:
             text = self._operation(node, known, lines)
         known[node] = f"y{len(known)}"
-        lines.append(f"double {known[node]} = {text};  // {formula(node)}")
+        lines.append(f"double {known[node]} = {text};  // {note(node)}")
         return known[node]
 
     def _operation(self, node: Node, known: dict[Node, str], lines: list[str]) -> str:
@@ -171,7 +182,7 @@ class UniformText:
         known: dict[Node, str] = {}
         for node in totals:
             known[node] = f"y{len(known)}"
-            lines.append(f"double {known[node]} = total_of(job, {self.labels.index(node.key)}, tree);  // {formula(node)}")
+            lines.append(f"double {known[node]} = total_of(job, {self.labels.index(node.key)}, tree);  // {note(node)}")
         lines += [f"for (word p = threadIdx.x; p < job.members; p += {FINISH_THREADS}) {{"]
         lines += [f"    const word* entry = job.table + p * {self.stride};", "    bool present = !(entry[FLAGS] & ABSENT);"]
         next_totals = [node for node, own in self.rounds.items() if node.op == "total" and own == number + 1]
@@ -195,7 +206,7 @@ class UniformText:
             if node.op != "total":
                 text = self._operation(node, known, lines)
                 known[node] = f"y{len(known)}"
-                lines.append(f"double {known[node]} = {text};  // {formula(node)}")
+                lines.append(f"double {known[node]} = {text};  // {note(node)}")
             lines.append(f"job.uniforms[p * {self.width} + {self.columns[node]}] = {known[node]};")
         if norm is not None and norm in nodes:
             lines += [f"job.result[0] = {known[norm]};", f"job.result[1] = is_finite({known[norm]});"]
@@ -215,7 +226,7 @@ class UniformText:
             }.get(node.op, ("Add()", "0.0"))
             partials, column = f"job.partials + entry[FIRST_UNIT] * {count} + {r}", self.columns[node]
             lines.append(f"double sum{r} = combine({partials}, units, {count}, {start}, tree, {merge});")
-            lines.append(f"if (threadIdx.x == 0) job.uniforms[p * {self.width} + {column}] = sum{r};  // {formula(node)}")
+            lines.append(f"if (threadIdx.x == 0) job.uniforms[p * {self.width} + {column}] = sum{r};  // {note(node)}")
         lines += ["if (!comes_last(job.control, job.present) || !job.finish) return;"]
         own = self.plan.reading.index(stage)
         after = self.plan.stages[own + 1].round if own + 1 < len(self.plan.reading) else None
@@ -247,7 +258,7 @@ class UniformText:
             for place, key in enumerate(self.shared):
                 bit = 1 << self.places[key]
                 target = f"job.shared[{self.places[key]}]"
-                lines.append(f"if (threadIdx.x == 0 && (job.write_shared & {bit})) {target} = shared{place};")
+                lines.append(f"if (threadIdx.x == 0 && (job.write_shared & {bit}ull)) {target} = shared{place};")
         return lines
 
     def rows_line(self) -> str:

@@ -230,9 +230,11 @@ def _setup(plan: Plan, stage: Stage, body: Body, names: dict[Hashable, str], ite
     if body.uniforms:
         lines.append(f"uniform = uniforms + p * {itemsize * len(plan.uniforms)}")
     for column in sorted(body.scalars):
-        lines.append(f"k{column} = load(row, {column})  # {formula(plan.hosts[column])}")
+        truth = " != 0" * (plan.hosts[column].kind == BOOLEAN)
+        lines.append(f"k{column} = load(row, {column}){truth}  # {formula(plan.hosts[column])}")
     for column in sorted(body.uniforms):
-        lines.append(f"u{column} = load(uniform, {column})  # {formula(plan.uniforms[column])}")
+        truth = " != 0" * (plan.uniforms[column].kind == BOOLEAN)
+        lines.append(f"u{column} = load(uniform, {column}){truth}  # {formula(plan.uniforms[column])}")
     return lines
 
 

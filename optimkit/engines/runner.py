@@ -6,7 +6,7 @@ A `Member` is one parameter of a bucket as an engine sees it; `Tables` are the s
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,11 +100,11 @@ class Runner(Protocol):
 class DeviceRunner(Runner, Protocol):
     """An engine at work on a bucket whose arrays live on a device; what is read from there waits for it.
 
-    `result` is an array of the device: the norm of all gradients, and whether it is finite.
+    `result` fetches the norm of all gradients of the step, and whether it is finite.
     """
 
     slot_keys: Sequence[Hashable]
-    result: Any
+    result: Callable[[], tuple[float, bool]]
 
     def get_counts(self) -> np.ndarray:
         """The updates of each member, int64."""

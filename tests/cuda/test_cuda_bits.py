@@ -174,3 +174,111 @@ def test_norm_of_huge_float64_gradients_is_finite(twins: Any) -> None:
     pair.check()
     assert host.grad_norm == device.grad_norm
     assert device.grad_norm == pytest.approx(1e200 * 5000**0.5, rel=1e-12)
+
+
+def test_many_rows_then_few_then_many(twins: Any) -> None:
+    """Rows go to device memory, by value, and to device memory again, with the same bytes."""
+
+    def make(arrays: list[Any]) -> Any:
+        return optimkit.SGD([{"params": [x], "lr": 1e-3 * (k + 1)} for k, x in enumerate(arrays)], lr=1.0)
+
+    pair = twins(make, [np.ones(3)] * 400)
+    for chosen in (range(400), range(399, 400), range(400)):
+        grads = [np.ones(3) if place in chosen else None for place in range(400)]
+        import cupy
+
+        pair.host.step([[g] for g in grads])
+        pair.device.step([[None if g is None else cupy.asarray(g)] for g in grads])
+    pair.host_grads = pair.device_grads = []
+    pair.check()
+
+
+class Named(optimkit.Optimizer):
+    """Slots with names that a C++ comment, or a compiler, could trip over; truths that are uniform."""
+
+    lr: optimkit.Scalar = 0.1
+
+    def slots(self) -> dict[str, Any]:
+        names = ("int", "a\\", "b\nc", "p_w", "entry", "é")
+        return dict.fromkeys(names, optimkit.zeros) | {"u\\": optimkit.zeros.per("parameter")}
+
+    def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+        new = {name: value + g for name, value in vars(s).items() if not name.startswith("_")}
+        big = optimkit.norm(g) > 2.0
+        new["u\\"] = xp.where(big, 1.0, 2.0) + getattr(s, "u\\")
+        chosen = xp.where((xp.isnan(w) | big) & (g > 0.0), 2.0 * g, g)
+        return h.lr * (chosen + new["a\\"] + new["int"]), new
+
+
+def test_names_of_slots_and_uniform_truths(twins: Any) -> None:
+    rng = np.random.default_rng(5)
+    pair = twins(lambda p: Named(p), [np.ones(33, np.float32), np.ones(2, np.float32)])
+    for _ in range(3):
+        pair.step([rng.standard_normal(33).astype(np.float32), rng.standard_normal(2).astype(np.float32)])
+        pair.check()
+
+
+class Decaying(optimkit.Optimizer):
+    """A slot of the optimizer that follows the rate, which groups have of their own."""
+
+    lr: optimkit.Scalar = 0.1
+
+    def slots(self) -> dict[str, Any]:
+        return {"d": optimkit.full(1.0).per("optimizer")}
+
+    def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+        return s.d * g, {"d": s.d * (1 - h.lr)}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_slot_of_the_optimizer_takes_the_numbers_of_the_first_parameter(cupy: Any, devices: int) -> None:
+    """Also where parameters form two buckets, or lie on two devices, and where the first has no gradient."""
+    if devices > cupy.cuda.runtime.getDeviceCount():
+        pytest.skip("needs two CUDA devices")
+    dtypes = ["float32", "float64" if devices == 1 else "float32"]
+    host = [np.ones(2, dtype) for dtype in dtypes]
+    there = []
+    for number, w in enumerate(host):
+        with cupy.cuda.Device(number % devices):
+            there.append(cupy.asarray(w))
+
+    def build(arrays: list[Any]) -> Any:
+        return Decaying([{"params": [arrays[0]], "lr": 0.25}, {"params": [arrays[1]], "lr": 0.5}])
+
+    a, b = build(host), build(there)
+    for absent in (None, 0, 1, None):
+        grads, device_grads = [], []
+        for number, dtype in enumerate(dtypes):
+            gone = number == absent
+            with cupy.cuda.Device(number % devices):
+                grads.append([None if gone else np.ones(2, dtype)])
+                device_grads.append([None if gone else cupy.ones(2, dtype)])
+        a.step(grads)
+        b.step(device_grads)
+        assert float(a.state.shared["d"]) == float(b.state.shared["d"])
+        assert [w.tobytes() for w in host] == [w.get().tobytes() for w in there]
+    assert float(a.state.shared["d"]) == 0.75 * 0.5 * 0.75 * 0.75
+    b.state.shared["d"][...] = 8.0
+    a.state.shared["d"][...] = 8.0
+    a.step([[np.ones(2, dtype)] for dtype in dtypes])
+    b.step(device_grads)
+    assert [w.tobytes() for w in host] == [w.get().tobytes() for w in there]
+
+
+def test_what_was_launched_is_counted_when_a_later_launch_fails(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [cupy.ones(2, cupy.float32), cupy.ones(2, cupy.float64)]
+    grads = [cupy.ones_like(w) for w in weights]
+    opt = optimkit.SGD(weights, lr=1.0)
+    opt.step(grads)
+    runners = [bucket.runner for bucket in opt._buckets]
+    real = runners[0].write
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no launch")
+
+    monkeypatch.setattr(runners[0], "write", fail)
+    with pytest.raises(RuntimeError, match="no launch"):
+        opt.step(grads)
+    monkeypatch.setattr(runners[0], "write", real)
+    for w, name in zip(weights, opt.names, strict=True):
+        assert float(w[0]) == 1.0 - opt.state[name].t

@@ -100,3 +100,100 @@ def test_what_capturable_is_for(cupy: Any) -> None:
         optimkit.Adam(lr=1e-3, capturable=1)
     with pytest.raises(ValueError, match=r"upload_numbers.*capturable = True"):
         optimkit.Adam(cupy.ones(3)).upload_numbers()
+
+
+def capture(cupy: Any, step: Any) -> Any:
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            step()
+        finally:
+            graph = stream.end_capture()
+    return graph, stream
+
+
+def test_a_capture_without_capturable_is_refused(cupy: Any) -> None:
+    w, g = cupy.ones(8), cupy.ones(8)
+    opt = optimkit.Adam(w)
+    opt.step(g)
+    before = w.get()
+
+    def step() -> None:
+        with pytest.raises(RuntimeError, match=r"would be captured in a CUDA graph.*capturable=True"):
+            opt.step(g)
+
+    capture(cupy, step)
+    assert bits(w) == bits(before)
+    assert opt.state["0"].t == opt.count == 1
+
+
+def test_a_graph_keeps_its_arrays_whatever_is_stepped_meanwhile(cupy: Any) -> None:
+    """Other gradients, another layout and other groups upload tables; the graph goes on with its own."""
+    params = {"a": cupy.zeros((4, 6)), "b": cupy.zeros(3)}
+    groups = [{"params": {"a": params["a"]}, "lr": 1.0}, {"params": {"b": params["b"]}, "lr": 10.0}]
+    grads = [{"a": cupy.ones((4, 6))}, {"b": cupy.ones(3)}]
+    opt = optimkit.SGD(groups, capturable=True, lr=1.0)
+    opt.step(grads)
+    graph, stream = capture(cupy, lambda: opt.step(grads))
+    strided = cupy.full((8, 6), 100.0)[::2]
+    for others in ([None, {"b": cupy.full(3, 7.0)}], [{"a": strided}, None]):
+        opt.step(others)
+    before = params["a"].get(), params["b"].get()
+    with stream:
+        graph.launch()
+        stream.synchronize()
+    assert (params["a"].get() == before[0] - 1.0).all()
+    assert (params["b"].get() == before[1] - 10.0).all()
+
+
+def test_capturing_is_no_step(cupy: Any) -> None:
+    w, g = cupy.ones(3), cupy.ones(3)
+    opt = optimkit.SGD(w, lr=1.0, capturable=True)
+    opt.step(g)
+    graph, stream = capture(cupy, lambda: opt.step(g))
+    assert opt.count == 1
+    assert opt.state["0"].t == 1
+    with stream:
+        graph.launch()
+        stream.synchronize()
+    assert opt.state["0"].t == 2
+    assert (w.get() == -1.0).all()
+
+
+def test_results_of_steps_beside_a_graph_are_their_own(cupy: Any) -> None:
+    w = cupy.ones(3)
+    opt = optimkit.SGD(w, lr=1.0, capturable=True, nonfinite="skip")
+    first, second = opt.step(cupy.ones(3)), opt.step(cupy.full(3, cupy.inf))
+    assert first.applied
+    assert not second.applied
+
+
+def test_what_changes_structure_after_a_capture_warns(cupy: Any) -> None:
+    w, g = cupy.ones(3), cupy.ones(3)
+    opt = optimkit.SGD(w, lr=1.0, momentum=0.5, capturable=True)
+    opt.step(g)
+    graph, stream = capture(cupy, lambda: opt.step(g))
+    opt.load_state_dict(opt.state_dict())
+    with pytest.warns(RuntimeWarning, match=r"a CUDA graph of this optimizer goes on with.*capture again"):
+        opt.step(g)
+    with stream:
+        graph.launch()
+        stream.synchronize()
+    assert graph is not None
+
+
+def test_two_devices_are_not_captured(cupy: Any, two_devices: None) -> None:
+    weights, grads = [cupy.ones(3)], [cupy.ones(3)]
+    with cupy.cuda.Device(1):
+        weights.append(cupy.ones(3))
+        grads.append(cupy.ones(3))
+    opt = optimkit.SGD(weights, lr=1.0, capturable=True)
+    opt.step(grads)
+
+    def step() -> None:
+        with pytest.raises(RuntimeError, match=r"several devices can't be captured"):
+            opt.step(grads)
+
+    capture(cupy, step)
+    assert [float(w[0]) for w in weights] == [0.0, 0.0]
