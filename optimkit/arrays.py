@@ -61,7 +61,8 @@ def dtype_name(x: Any) -> str:
 def describe(x: Any) -> str:
     """An array in words, without its values."""
     if not is_array(x):
-        return f"a {type(x).__name__}"
+        kind = type(x).__name__
+        return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
     where = "" if library(x) == "numpy" else f" on {device(x)}"
     return f"{library(x)} array of shape {tuple(x.shape)}, {dtype_name(x)}{where}"
 

@@ -280,7 +280,7 @@ def list_items(source: Any, name: str = "") -> Iterator[tuple[Any, Any]]:
     if isinstance(source, bool | int | float):
         hint = " (values of a group stand in a dict that is in a list: [{'params': ..., 'lr': 0.1}])"
     raise TypeError(
-        f"parameters{place}: a {type(source).__name__} is no parameter; pass arrays, Params, dicts, lists or tuples of "
+        f"parameters{place}: {arrays.describe(source)} is no parameter; pass arrays, Params, dicts, lists or tuples of "
         f"them, or an object with .named_parameters(), .parameters() or .params(){hint}"
     )
 
@@ -334,7 +334,7 @@ def match_gradients(tree: Tree, grads: Any, found: dict[str, Any], name: str = "
         except TypeError as error:
             raise TypeError(f"gradient of {tree.leaf.name!r}: {error}") from None
         return
-    if isinstance(grads, str | bytes | Set) or arrays.is_array(grads):
+    if isinstance(grads, str | bytes | Set | bool | int | float) or arrays.is_array(grads):
         raise TypeError(f"gradients{f' of {name!r}' if name else ''} are {arrays.describe(grads)}; mirror the parameters")
     grads = settled(grads)
     if isinstance(grads, Mapping):

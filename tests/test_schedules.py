@@ -353,6 +353,19 @@ def test_a_rate_that_overflows_changes_nothing():
     assert opt.lr == [10.0, 1e301]
 
 
+def test_a_rate_that_overflows_after_it_was_set_writes_nothing():
+    w = np.ones(2)
+    opt = optimkit.SGD(w, lr=1.0)
+    lr_scheduler.LambdaLR(opt, lambda epoch: 100.0)
+    opt.lr = 1e307
+    with pytest.raises(ValueError, match=r"SGD: lr = 1e\+307 times the schedulers' factors is too large"):
+        opt.step(np.ones(2))
+    assert (w == 1.0).all()
+    opt.lr = 1e-3
+    opt.step(np.ones(2))
+    assert (w == 0.9).all()
+
+
 def test_only_optimizers_with_a_rate_are_scheduled():
     with pytest.raises(TypeError, match=r"StepLR: optimizer = 0\.1 must be an optimkit optimizer"):
         lr_scheduler.StepLR(0.1, 3)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 try:  # the functions below the enum wrappers of `signal`, which cost more than a small step's kernel
     import _signal as signal  # type: ignore[import-not-found]
@@ -13,24 +12,28 @@ except ImportError:
     import signal
 
 
-@contextmanager
-def deferred_interrupts() -> Iterator[None]:
+class deferred_interrupts:
     """Hold back SIGINT for the time of the block, and deliver it after.
 
     Only the main thread gets signals, and only it can do this; elsewhere nothing is needed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # ignored, or not set by Python: nothing would be raised
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held:
-            before(*held[0])
+
+    __slots__ = ("before", "held")
+
+    def __enter__(self) -> None:
+        self.before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if callable(before):  # else it is ignored, or not set by Python: nothing would be raised
+                self.held: list[tuple[int, FrameType | None]] = []
+                signal.signal(signal.SIGINT, self._hold)
+                self.before = before
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        self.held.append((number, frame))
+
+    def __exit__(self, *exception: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            if self.held:
+                self.before(*self.held[0])

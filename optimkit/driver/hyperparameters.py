@@ -6,8 +6,9 @@ scheduler multiplies the learning rate by a factor of its own, so that several c
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar, cast
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from optimkit.driver.entries import Entry, Group
 from optimkit.numbers import coerce_number
@@ -17,6 +18,7 @@ from optimkit.rule import Rule, Transform, check_where
 _TAKEN = ["add", "apply", "bind", "count", "explain", "freeze", "get_lr", "init", "links", "load_state_dict", "names"]
 _TAKEN += ["params", "remove", "replace", "reset", "set", "set_lr", "slots", "state", "state_dict", "step", "unfreeze"]
 _TAKEN += ["update", "validate", "zero_grad", "penalty", "transforms", "maximize", "nonfinite", "engine", "t"]
+_TAKEN += ["capturable", "upload_numbers"]
 
 
 class Hyperparameters(Rule, base=True):
@@ -75,12 +77,16 @@ class Hyperparameters(Rule, base=True):
                 value = value * factor
         return float(value)
 
-    def _number(self, group: Group, key: Hashable) -> float:
+    def _number(self, group: Group, key: Any) -> float:
         """The value of a number of the chain in this step; `key` is (rule, name, position)."""
-        index, name, position = cast(tuple[int, str, int | None], key)
+        index, name, position = key
         if index == 0:
             value = group.values[name]
-            return self._evaluate(group, name, position, value if position is None else value[position])
+            found = self._evaluate(group, name, position, value if position is None else value[position])
+            if found == math.inf:
+                kind = type(self).__name__
+                raise ValueError(f"{kind}: {name} = {value!r} times the schedulers' factors is too large for a float")
+            return found
         link = self._links[index - 1]
         value = link.__dict__[name] if position is None else link.__dict__[name][position]
         if callable(value):
