@@ -84,6 +84,7 @@ class CudaRunner:
         self._uploader = uploader(self.device.id)
         self._sent_rows = np.zeros(0)
         self._captured: list[Any] | None = None  # tables that a CUDA graph reads, once there was a capture
+        self._of_graphs: Any = None
         self.stream: Any = None  # of the last step
         with self.device:
             self._make_tables()
@@ -151,6 +152,7 @@ class CudaRunner:
         if shared.capturable:
             with self.device:
                 self._keep("more_rows", cupy.zeros(max(1, len(self.members) * len(self.plan.hosts))))
+                self._of_graphs = cupy.zeros(2)  # the result of steps that graphs repeat
 
     # ---- what the driver says
 
@@ -223,10 +225,7 @@ class CudaRunner:
         self.first_present = int(self.table[np.argmax(self.present), 5])  # its place among all parameters
         self.job["finish"], self.contributes = alone, bool(self.shared.labels)
         if self.plan.program.gradient_norm is not None:
-            result = cupy.empty(2) if not capturing else cupy.zeros(2)
-            self._keep("result", result)
-            if self._captured is not None and capturing:
-                self._captured.append(result)
+            self._keep("result", self._of_graphs if capturing else cupy.empty(2))  # no allocation in a capture
 
     def _send_table(self, stream: Any) -> None:
         import cupy

@@ -161,6 +161,19 @@ def test_capturing_is_no_step(cupy: Any) -> None:
     assert (w.get() == -1.0).all()
 
 
+def test_a_captured_step_tells_about_the_last_replay(cupy: Any) -> None:
+    w, g = cupy.ones(3), cupy.ones(3)
+    opt = optimkit.SGD(w, lr=0.0, capturable=True, nonfinite="skip")
+    opt.step(g)
+    found = []
+    graph, stream = capture(cupy, lambda: found.append(opt.step(g)))
+    g[...] = cupy.inf
+    with stream:
+        graph.launch()
+        stream.synchronize()
+    assert not found[0].applied
+
+
 def test_results_of_steps_beside_a_graph_are_their_own(cupy: Any) -> None:
     w = cupy.ones(3)
     opt = optimkit.SGD(w, lr=1.0, capturable=True, nonfinite="skip")
