@@ -38,6 +38,7 @@ struct Max {{ __device__ double operator()(double a, double b) const {{ return m
 struct Min {{ __device__ double operator()(double a, double b) const {{ return minimum_of(a, b); }} }};
 template <class F> __device__ double combine(
     const double* values, word count, word stride, double start, double* tree, F merge) {{
+    if (count == 1) return merge(start, fresh(values));
     double lane = start, loaded[16];
     word i = threadIdx.x < {LANES} ? threadIdx.x : count;
     for (; i + 15 * {LANES} < count; i += 16 * {LANES}) {{  // many under way: a billion elements have 488,282 units
@@ -63,9 +64,9 @@ __device__ double total_of(const Job& job, int label, double* tree) {{
 // True in all threads of the block that comes last of `blocks`; what the others wrote is visible then.
 __device__ bool comes_last(int* counter, int blocks) {{
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {{
+    if (threadIdx.x == 0) {{  // its fences stand for the whole block, which the barriers put in order with it
+        __threadfence();
         last = atomicAdd(counter, 1) == blocks - 1;
         if (last) *counter = 0;
         __threadfence();
