@@ -15,6 +15,7 @@ from optimkit.engines import cache as disk
 from optimkit.engines.runner import counters
 
 OPTIONS = ("--fmad=false", "--std=c++17")
+OLDEST = 70  # the first architecture whose kernels can index their arguments in place
 
 _loaded: dict[tuple[str, int], Any] = {}
 _lock = threading.RLock()
@@ -55,12 +56,24 @@ def cuda_major(cupy: Any) -> int:
     return int(cupy.cuda.runtime.runtimeGetVersion()) // 1000
 
 
+def _architecture(device: int) -> str:
+    """The compute capability of a device, without its dot."""
+    import cupy
+
+    return str(cupy.cuda.Device(device).compute_capability)
+
+
 @cache
 def _target(device: int) -> tuple[str, ...]:
     """All that a kernel's binary depends on besides its text."""
     import cupy
 
-    arch = cupy.cuda.Device(device).compute_capability
+    arch = _architecture(device)
+    if int(arch) < OLDEST:
+        raise KernelError(
+            f"device {device} has compute capability {arch[:-1]}.{arch[-1]}, and the kernels need {OLDEST // 10}.{OLDEST % 10} "
+            "(Volta) or later; use engine='eager' for its arrays"
+        )
     version = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
     return (*OPTIONS, arch, version, cupy.__version__, os.environ.get("CUPY_COMPILE_WITH_PTX", ""))
 

@@ -142,6 +142,17 @@ def test_a_binary_that_the_driver_refuses(cupy: Any, folder: Path, monkeypatch: 
         step_once(cupy)
 
 
+def test_a_device_that_is_too_old(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_compile, "_architecture", lambda device: "61")
+    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    cuda_compile._target.cache_clear()
+    w = cupy.ones(3)
+    with pytest.raises(cuda_compile.KernelError, match=r"device 0 has compute capability 6\.1, .* need 7\.0 .*engine='eager'"):
+        optimkit.SGD(w, lr=0.5).step(cupy.ones(3))
+    optimkit.SGD(w, lr=0.5, engine="eager").step(cupy.ones(3))
+    assert (w.get() == 0.5).all()
+
+
 def fake_cupy(driver: int, error: str = "", devices: int = 1) -> Any:
     class CUDARuntimeError(RuntimeError):
         pass
