@@ -50,8 +50,9 @@ def choose(library: str, device: Any, forced: str | None) -> type[Runner]:
     if forced == "cuda" and library != "cupy":
         raise ValueError(f"engine = 'cuda' runs CuPy arrays, not {library} arrays on {device}")
     if library == "cupy" and forced != "eager":
-        from optimkit.engines.cuda import CudaRunner
+        from optimkit.engines.cuda import CudaRunner, refuse_capture
 
+        refuse_capture()
         return CudaRunner  # type: ignore[return-value]  # in the place of reduce and commit it has `together`
     if not on_host:
         return EagerRunner

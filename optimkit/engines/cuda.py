@@ -325,6 +325,17 @@ class CudaRunner:
         return fetch
 
 
+def refuse_capture() -> None:
+    """Raise if the current stream is being captured: making buckets allocates, uploads and compiles."""
+    import cupy
+
+    if cupy.cuda.get_current_stream().is_capturing():
+        raise RuntimeError(
+            "the first step, and the first after a change of structure, can't be captured in a CUDA graph: it allocates and "
+            "compiles; run one step with these arrays before the capture"
+        )
+
+
 def _check_device(device: Any) -> Any:
     """Raise ValueError if the device of an array is not there any more."""
     import cupy

@@ -128,6 +128,20 @@ def test_a_capture_without_capturable_is_refused(cupy: Any) -> None:
     assert opt.state["0"].t == opt.count == 1
 
 
+def test_the_first_step_is_not_captured(cupy: Any) -> None:
+    w, g = cupy.ones(8), cupy.ones(8)
+    opt = optimkit.SGD(w, lr=1.0, momentum=0.5, capturable=True)
+
+    def step() -> None:
+        with pytest.raises(RuntimeError, match=r"the first step, .* can't be captured.*before the capture"):
+            opt.step(g)
+
+    capture(cupy, step)
+    opt.step(g)
+    assert (w.get() == 0.0).all()
+    assert (opt.state["0"]["b"].get() == 1.0).all()
+
+
 def test_a_graph_keeps_its_arrays_whatever_is_stepped_meanwhile(cupy: Any) -> None:
     """Other gradients, another layout and other groups upload tables; the graph goes on with its own."""
     params = {"a": cupy.zeros((4, 6)), "b": cupy.zeros(3)}
