@@ -444,3 +444,36 @@ def test_explain_shows_stages_bytes_and_kernel():
     assert "max_norm@1" in text
     with pytest.raises(ValueError, match="dtype = 'float16' must be"):
         Adam.explain("float16")
+
+
+@pytest.mark.parametrize("root", [np.sqrt(2.0), np.float32(1.5), np.int64(2), np.array(0.5)], ids=lambda x: type(x).__name__)
+def test_numpy_numbers_are_constants(root):
+    class Scaled(optimkit.Optimizer):
+        lr: optimkit.Scalar = 0.5
+
+        def update(self, w, g, s, h, xp):
+            return h.lr * root * g, {}
+
+    for engine in ("eager", "numba"):
+        w = np.zeros(3)
+        Scaled(w, engine=engine).step(np.ones(3))
+        np.testing.assert_array_equal(w, -0.5 * float(root))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mean", r"no \.mean: write xp\.mean\("),
+        ("real", r"write xp\.real\("),
+        ("shape", r"no \.shape: it is one element at a time"),
+    ],
+)
+def test_what_arrays_have_and_values_of_a_rule_do_not(name, message):
+    class Asks(optimkit.Optimizer):
+        lr: optimkit.Scalar = 0.5
+
+        def update(self, w, g, s, h, xp):
+            return getattr(g, name), {}
+
+    with pytest.raises(AttributeError, match=message):
+        Asks(np.zeros(3)).step(np.ones(3))

@@ -40,7 +40,8 @@ class SlotView(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._keys:
-            raise KeyError(f"there is no slot {name!r}; there are {', '.join(self._keys) or 'none'}")
+            known = ", ".join(self._keys) or "none"
+            raise KeyError(f"there is no slot {name!r}; there are {known}; those per optimizer are in opt.state.shared")
         return self._entry.value(self._keys[name])
 
     def __iter__(self) -> Iterator[str]:

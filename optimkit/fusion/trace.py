@@ -104,6 +104,13 @@ class Traced:
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        known = name in OPERATIONS or name in DERIVED
+        hint = f"write xp.{name}(...)" if known else "it is one element at a time, without shape, dtype or axes"
+        raise AttributeError(f"a value of a rule has no .{name}: {hint}")
+
     def _wrap(self, value: Any) -> Node:
         return as_node(self.graph, value)
 
@@ -227,8 +234,10 @@ def as_node(graph: Graph, value: Any) -> Node:
         if value.graph is not graph:
             raise TraceError("a value of another rule, or of an earlier call, was used: an update must be a pure function")
         return value.node
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
         return graph.constant(value)
+    if isinstance(value, int | float):  # np.float64 is a float, but is not written like one
+        return graph.constant(int(value) if isinstance(value, int) else float(value))
     if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return graph.constant(value.item())
     raise TraceError(

@@ -64,7 +64,7 @@ def check_optimizer(
     dtypes : sequence of str
         Of "float32" and "float64".
     steps : int, default 4
-        From 1.
+        From 1. A rule that does something else after more updates needs more of them.
     seed : int
         Of the weights and gradients.
     **settings
