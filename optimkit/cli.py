@@ -70,7 +70,8 @@ def _info(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     from optimkit.bench.options import Options
-    from optimkit.bench.run import Unavailable, run
+    from optimkit.bench.report import Unavailable
+    from optimkit.bench.run import run
 
     try:
         options = Options.read(

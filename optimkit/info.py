@@ -16,8 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import optimkit
-from optimkit.diagnosis import CUPY, Cuda, Problem, cuda_problem, find_cuda, one_line, package_version, version_text
-from optimkit.engines import cache, choose, threads
+from optimkit.engines import choose, disk, threads
+from optimkit.engines.cuda.diagnosis import (
+    CUPY,
+    Cuda,
+    Problem,
+    cuda_problem,
+    find_cuda,
+    one_line,
+    package_version,
+    version_text,
+)
 
 PACKAGES = ("numpy", "array-api-compat", "numba", "llvmlite", "torch", "jax", "array-api-strict", *CUPY)
 
@@ -48,7 +57,7 @@ def thread_count() -> dict[str, Any]:
 
 def kernel_cache() -> dict[str, Any]:
     """The folder of compiled kernels: whether it is used, and what is in it."""
-    path, problem = cache.folder_path(), cache.folder_problem()
+    path, problem = disk.folder_path(), disk.folder_problem()
     files = sizes = 0
     if not problem:
         for file in path.rglob("*"):

@@ -26,7 +26,8 @@ from optimkit import (
     Transform,
     schedules,
 )
-from optimkit.rule import abs2, copy_of_weight, full, norm, total, total_norm, zeros
+from optimkit.rules.functions import abs2, norm, total, total_norm
+from optimkit.rules.slots import copy_of_weight, full, zeros
 from optimkit.transforms import ClipByGlobalNorm, ClipByValue, WeightDecay
 
 

@@ -13,8 +13,8 @@ from optimkit.bench.run import run
 from optimkit.bench.shapes import FULL, QUICK, Shapes
 from optimkit.bench.workloads import WORKLOADS
 from optimkit.cli import main
-from optimkit.diagnosis import cuda_problem, find_cuda
 from optimkit.engines import threads
+from optimkit.engines.cuda.diagnosis import cuda_problem, find_cuda
 
 TORCH = contestants.torch_problem()
 NO_DEVICE = cuda_problem(find_cuda())
@@ -348,7 +348,7 @@ def test_neighbours_are_told(monkeypatch, start, end, share):
 
 def test_a_file_that_can_not_be_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("optimkit.bench.cpu.measure", lambda options, show: {})
-    monkeypatch.setattr("optimkit.bench.run.cache.write_atomically", lambda path, content: False)
+    monkeypatch.setattr("optimkit.bench.run.disk.write_atomically", lambda path, content: False)
     assert main(["bench", "--quick", "--json", str(tmp_path / "b.json")]) == 1
     assert "could not be written" in capsys.readouterr().err
 

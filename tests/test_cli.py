@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import optimkit
-from optimkit import diagnosis, info
+from optimkit import info
 from optimkit.cli import main
-from optimkit.diagnosis import Cuda, cuda_problem
-from optimkit.engines import cache
+from optimkit.engines import disk
+from optimkit.engines.cuda import diagnosis
+from optimkit.engines.cuda.diagnosis import Cuda, cuda_problem
 
 DEVICE = {
     "number": 0,
@@ -56,7 +57,7 @@ def test_info_tells_versions_engines_and_cache(capsys, tmp_path):
 
 
 def test_info_counts_the_kernels(capsys, tmp_path):
-    cache.write_atomically(cache.folder() / "a.kernel", b"12345")
+    disk.write_atomically(disk.folder() / "a.kernel", b"12345")
     assert json.loads(told(capsys, "--json"))["cache"]["bytes"] == 5
     assert "1 files" in told(capsys)
 

@@ -20,7 +20,8 @@ import pytest
 
 import optimkit
 from optimkit import SGD, Adam, AdamW
-from optimkit.engines import cache, threads
+from optimkit.engines import disk as cache
+from optimkit.engines import threads
 from optimkit.engines.choose import numba_problem
 
 needs_numba = pytest.mark.skipif(bool(numba_problem()), reason=numba_problem() or "numba is there")
@@ -124,7 +125,7 @@ def test_row_40_a_forked_child_works(engine):
     held, forked = threading.Event(), threading.Event()
 
     def hold():  # as if another thread were in a step when the process is forked
-        with opt._lock:
+        with opt._run.lock:
             held.set()
             forked.wait()
 
@@ -208,7 +209,7 @@ def test_row_41_a_file_counts_only_under_its_own_name(tmp_path, monkeypatch):
 
 def forget_kernels():
     """Kernels in memory, as they are when a process starts."""
-    from optimkit.engines import numba
+    from optimkit.engines.cpu import kernels as numba
 
     numba._compiled.clear()
     cache._warn_once.cache_clear()
@@ -422,7 +423,7 @@ def test_row_46_more_than_2_to_31_elements(monkeypatch):
     w[-3:], g[-3:] = 1, 2
     opt = SGD(w, lr=0.25, engine="numba")
     opt.step([None])
-    (bucket,) = opt._buckets
+    (bucket,) = opt._run.steps.buckets
     runner = bucket.runner
     assert runner.chunks[-1, 1] >= 1 << 31
     runner.chunks = np.ascontiguousarray(runner.chunks[-2:])  # the last ones: the others would take 16 GB

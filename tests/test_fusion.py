@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import optimkit
 from optimkit import Adam, Optimizer, Scalar, abs2, full, norm, total, total_norm, zeros
-from optimkit.engines import cuda_text, numba_text
+from optimkit.engines.cpu import text as cpu_text
+from optimkit.engines.cuda import text as cuda_text
 from optimkit.fusion.graph import BOOLEAN, Graph, KindError, Level, walk
 from optimkit.fusion.levels import compile_host, constant_text
 from optimkit.fusion.operations import DERIVED, OPERATIONS
@@ -101,7 +102,7 @@ class EveryUniform(Optimizer):
 def test_no_operation_was_forgotten():
     written = {name.split("__")[0] for name in ELEMENT} | {"pow", "sum", "mean", "max", "min", "count_power"}
     assert {*OPERATIONS, *DERIVED} <= written
-    for table in (numba_text.TABLE, cuda_text.TABLE):
+    for table in (cpu_text.TABLE, cuda_text.TABLE):
         assert set(OPERATIONS) - set(table) <= {"count_power"}
     assert {name for name in ROUNDED if "__" not in name} == {name for name, each in OPERATIONS.items() if not each.exact}
 
@@ -285,7 +286,7 @@ def test_complex_nodes_know_what_has_no_meaning():
 
 
 def plans(optimizer):
-    return [bucket.plan for bucket in optimizer._ready()]
+    return [bucket.plan for bucket in optimizer._run.ready_steps().buckets]
 
 
 def stepped(cls, params=None, **settings):

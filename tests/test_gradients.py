@@ -12,9 +12,9 @@ import pytest
 
 import optimkit
 from optimkit import Adam, AdamW, Param, arrays
-from optimkit.driver import overlaps
-from optimkit.driver.looks import Looks
-from optimkit.driver.spans import Spans
+from optimkit.driver.gradients import overlaps
+from optimkit.driver.gradients.byte_ranges import ByteRanges
+from optimkit.driver.gradients.fingerprints import Fingerprints
 from optimkit.transforms import ClipByGlobalNorm
 
 ENGINES = ["numba", "eager"]
@@ -227,12 +227,12 @@ def test_an_interrupt_while_gradients_are_handed_over_spoils_nothing(engine, mon
     for grads in (gradients(0), gradients(1)):
         opt.step(grads)
         plain.step(grads)
-    bucket = opt._buckets[0]
+    bucket = opt._run.steps.buckets[0]
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    for method in ("members_changed", "prepare", *(["gradients_moved"] if engine == "numba" else [])):
+    for method in ("arrays_changed", "prepare", *(["gradients_moved"] if engine == "numba" else [])):
         with monkeypatch.context() as patch:
             patch.setattr(bucket.runner, method, interrupt)
             others = {name: np.array(g, order="F") for name, g in gradients(2).items()}
@@ -387,7 +387,7 @@ def test_gradients_that_share_memory_are_all_read_before_they_are_zeroed(engine,
         assert_same(one, two)
         assert not any(g.any() for g in grads.values())
         assert buffer[shift + 64 :].all()
-        assert opt._gradients.apart == ({0, 1} if shift < 64 else set())
+        assert opt._run.gradients.sharing == ({0, 1} if shift < 64 else set())
 
 
 @pytest.mark.parametrize("kind", ["one array", "columns", "shifted", "the weights", "one weight"])
@@ -451,15 +451,15 @@ def test_a_scalar_is_the_gradient_of_a_weight_without_axes():
 
 
 def test_compiled_looks_are_used_and_agree_with_pythons():
-    looks = pytest.importorskip("optimkit.engines.numba_looks", reason="numba is not installed")
+    looks = pytest.importorskip("optimkit.engines.cpu.fingerprints", reason="numba is not installed")
     assert looks.works()
     rng = np.random.default_rng(0)
     kinds = itertools.product(LAYOUTS.values(), ((3, 2), (2, 3), (6,), (), (0, 2)), ("float32", "float64", "int32", ">f4"))
     pool = [make(np.asarray(rng.normal(size=shape), dtype)) for make, shape, dtype in kinds]
     pool += [np.float32(1), np.ones(3, np.float32)[1:], None, None, None, "no", 3.0, [1.0], np.zeros((3, 2), np.float32)]
     opt = Adam({str(i): np.ones(1, np.float32) for i in range(len(pool))})
-    plain, compiled = (Looks(Spans(opt._entries)) for _ in range(2))
-    compiled.compile(looks.CompiledLooks)
+    plain, compiled = (Fingerprints(ByteRanges(opt._run.entries)) for _ in range(2))
+    compiled.compile(looks.CompiledFingerprints)
     fit = [x for x in pool if x is None or getattr(x, "dtype", None) in (np.float32, np.float64)]  # what a check lets through
     for _ in range(20):
         before = [fit[i] for i in rng.integers(len(fit), size=len(pool))]
@@ -476,15 +476,15 @@ def test_compiled_looks_are_used_and_agree_with_pythons():
 
 
 def test_compiled_spans_meet_where_intervals_do():
-    looks = pytest.importorskip("optimkit.engines.numba_looks", reason="numba is not installed")
+    looks = pytest.importorskip("optimkit.engines.cpu.fingerprints", reason="numba is not installed")
     rng = np.random.default_rng(0)
     seen = set()
     for n in (1, 2, 3, 10, 40):
         opt = Adam({str(i): np.ones(1, np.float32) for i in range(n)})
         for _ in range(60):
-            spans = Spans(opt._entries)
-            each = Looks(spans)
-            each.compile(looks.CompiledLooks)
+            spans = ByteRanges(opt._run.entries)
+            each = Fingerprints(spans)
+            each.compile(looks.CompiledFingerprints)
             starts = rng.permutation(20 * n)[: 2 * n] * 8
             spans.weights[:, 0] = starts[:n] + (1 << 46)
             spans.weights[:, 1] = spans.weights[:, 0] + rng.integers(0, 18, n)
@@ -503,16 +503,16 @@ def test_compiled_spans_meet_where_intervals_do():
 
 
 def test_without_numba_a_step_is_the_same(monkeypatch):
-    monkeypatch.setattr("optimkit.driver.optimizer.compiled_looks", lambda pairs: None)
+    monkeypatch.setattr("optimkit.driver.step.compiled_comparison", lambda pairs: None)
     one, two = weights(), weights()
     opt = Adam(one)
     for seed in range(3):
         opt.step(gradients(seed))
-    assert opt._gradients.looks.compiled is None
+    assert opt._run.gradients.fingerprints.compiled is None
     monkeypatch.undo()
     plain = Adam(two)
     for seed in range(3):
         plain.step(gradients(seed))
-    assert plain._gradients.looks.compiled is not None
+    assert plain._run.gradients.fingerprints.compiled is not None
     assert_same(one, two)
     assert optimkit.counters.gradients_checked > 0

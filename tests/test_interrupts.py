@@ -44,7 +44,7 @@ def test_ctrl_c_in_a_pass_waits_for_the_end_of_the_step(engine, method, place, m
     for each in (opt, plain):
         each.step(gradients())
     handler = signal.getsignal(signal.SIGINT)
-    runner = opt._buckets[place].runner
+    runner = opt._run.steps.buckets[place].runner
     with monkeypatch.context() as patch:
         patch.setattr(runner, method, interrupted(getattr(runner, method)))
         grads = gradients()

@@ -46,7 +46,7 @@ def test_buckets_share_their_totals(engine):
         oracle.step(grads)
         for name, w in params.items():
             np.testing.assert_array_equal(w, oracle.params[name], err_msg=f"{name}, step {step + 1}")
-    assert len(opt._buckets) == 5
+    assert len(opt._run.steps.buckets) == 5
     assert opt.state["b.late"].t == 1
 
 

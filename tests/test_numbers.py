@@ -16,7 +16,7 @@ import pytest
 
 import optimkit
 from optimkit import SGD, Adam, Optimizer, Param, Penalty, Scalar, Transform, abs2, full, zeros
-from optimkit.numbers import Fraction, NonNegative
+from optimkit.rules.numbers import Fraction, NonNegative
 
 try:
     import torch

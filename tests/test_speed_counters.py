@@ -11,7 +11,6 @@ import pytest
 
 import optimkit
 from optimkit import SGD, Adam, AdamW, Param
-from optimkit.driver.chain import counters as traced
 from optimkit.transforms import ClipByGlobalNorm, ClipByValue
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
@@ -24,7 +23,8 @@ def arrays(n, seed=0, size=6):
 
 
 def count():
-    return optimkit.counters.compiles, optimkit.counters.cache_hits, optimkit.counters.gradients_checked, traced["traces"]
+    now = optimkit.counters
+    return now.compiles, now.cache_hits, now.gradients_checked, now.traces
 
 
 def calls(function):
@@ -147,7 +147,7 @@ def test_buckets_are_not_made_anew_for_a_number_a_weight_or_a_frozen_parameter()
     params = arrays(5)
     opt, grads = Adam(params), arrays(5, 1)
     opt.step(grads)
-    bucket = opt._buckets[0]
+    bucket = opt._run.steps.buckets[0]
     opt.lr = 0.5
     opt.step(grads)
     params["p1"] = np.ones(6, np.float32)
@@ -156,7 +156,7 @@ def test_buckets_are_not_made_anew_for_a_number_a_weight_or_a_frozen_parameter()
     opt.step(grads)
     opt.unfreeze()
     opt.step({"p0": grads["p0"]})
-    assert opt._buckets == [bucket]
+    assert opt._run.steps.buckets == [bucket]
     assert bucket.t.tolist() == [5, 4, 3, 4, 4]
 
 

@@ -13,7 +13,10 @@ from optimizers import Trust, public
 
 import optimkit
 from optimkit import Optimizer, Penalty, Scalar, Transform, zeros
-from optimkit.engines import canonical, eager, numba_text
+from optimkit.engines import canonical
+from optimkit.engines.cpu import text as cpu_text
+from optimkit.engines.eager import sliced
+from optimkit.engines.eager import whole as eager
 from optimkit.fusion.trace import Traced
 from optimkit.testing import BACKENDS, LAYOUTS, check, check_optimizer, check_penalty, check_transform
 from optimkit.testing.compare import difference
@@ -137,10 +140,10 @@ def test_a_small_difference_is_found(inside):
 
 BREAKS = {
     "the tracer": (lambda patch: patch.setattr(Traced, "__rsub__", Traced.__sub__), ["numpy-eager", "numpy-numba"]),
-    "a kernel's operation": (lambda patch: patch.setitem(numba_text.TABLE, "subtract", "({1} - {0})"), ["numpy-numba"]),
-    "an eager operation": (lambda patch: patch.setitem(eager._UFUNCS, "sign", np.negative), ["numpy-eager"]),
+    "a kernel's operation": (lambda patch: patch.setitem(cpu_text.TABLE, "subtract", "({1} - {0})"), ["numpy-numba"]),
+    "an eager operation": (lambda patch: patch.setitem(sliced._UFUNCS, "sign", np.negative), ["numpy-eager"]),
     "a number cast early": (lambda patch: patch.setattr(eager.EagerRunner, "_scalar", early), ["array_api_strict-eager"]),
-    "the layout": (lambda patch: patch.setattr("optimkit.arrays.Layout.apply", lambda self, x: x.T), ["numpy-eager"]),
+    "the layout": (lambda patch: patch.setattr("optimkit.arrays.MemoryOrder.apply", lambda self, x: x.T), ["numpy-eager"]),
 }
 
 
@@ -181,7 +184,7 @@ def test_a_broken_order_of_reductions_is_found(monkeypatch):
     class Fresh(Trust):
         pass
 
-    monkeypatch.setattr(numba_text, "LANES", 64)
+    monkeypatch.setattr(cpu_text, "LANES", 64)
     assert canonical.LANES == 128
     fails(lambda: check_optimizer(Fresh, backends=["numpy-numba"]), "numpy-numba, float64: parameter ", "called by hand")
 

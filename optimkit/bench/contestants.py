@@ -17,7 +17,7 @@ from optimkit import Optimizer
 from optimkit.arrays import to_numpy
 from optimkit.bench.shapes import Shapes
 from optimkit.bench.workloads import MAX_NORM, WORKLOADS, by_hand, clip_by_hand, corrections
-from optimkit.driver.build import build_buckets
+from optimkit.driver.explain import plan_alone
 from optimkit.fusion.show import traffic
 from optimkit.fusion.stages import Plan
 
@@ -139,10 +139,7 @@ def torch_contestant(name: str, data: Data, kind: str, device: str = "cpu") -> C
 
 def plan_of(name: str, dtype: str) -> Plan:
     """The plan of a workload: its stages, and what each reads and writes."""
-    optimizer = WORKLOADS[name].optimizer(np.zeros(1, dtype))
-    links, entries = optimizer._links, optimizer._entries
-    (bucket,) = build_buckets(type(optimizer), entries, links, optimizer.maximize, optimizer.nonfinite != "allow", "eager")
-    return bucket.plan
+    return plan_alone(WORKLOADS[name].optimizer(np.zeros(1, dtype))._run.chain(), dtype)
 
 
 def bytes_per_element(plan: Plan, dtype: str, zeroing: bool) -> tuple[int, int]:

@@ -27,7 +27,6 @@ from optimkit.bench.floor import floor_contestant
 from optimkit.bench.fresh import measure_first_step, measure_imports
 from optimkit.bench.measure import LEAST, compare, run_rounds
 from optimkit.bench.options import Options
-from optimkit.bench.run import progress
 from optimkit.bench.shapes import FULL, QUICK, Shapes
 from optimkit.bench.targets import judge
 from optimkit.bench.warm import allocated, replaced_gradients, resident_growth
@@ -58,11 +57,11 @@ def _measure(options: Options, show: Callable[[str], None], problem: str) -> dic
     for workload in options.workloads:
         own = [measure_cell(options, workload, shape, not problem) for shape in options.shapes]
         found["cells"] += own
-        progress("")
+        report.progress("")
         show(report.cells(own, OTHERS[:2] * (not problem) + OTHERS[2:], COLUMNS))
     if options.extras:
         found["extras"] = measure_extras(options)
-        progress("")
+        report.progress("")
         show(report.extras(found["extras"]))
     judged = judge(options, found)
     found["targets"] = [{**asdict(each), "holds": each.holds} for each in judged]
@@ -84,7 +83,7 @@ def _head(options: Options, engine: str, problem: str) -> str:
 def measure_cell(options: Options, workload: str, shape: str, torch: bool) -> dict[str, Any]:
     """One update on one list of shapes, by everybody."""
     shapes, tail = (QUICK if options.quick else FULL)[shape], WORKLOADS[workload].tail
-    progress(f"{WORKLOADS[workload].title}, {shapes.title} ...")
+    report.progress(f"{WORKLOADS[workload].title}, {shapes.title} ...")
     data, plan = make_data(shapes, options.dtype), plan_of(workload, options.dtype)
     own = optimkit_contestant(workload, data)
     contestants = [own, floor_contestant(plan, shapes.elements, options.dtype, tail)]
@@ -119,11 +118,11 @@ def measure_extras(options: Options) -> dict[str, Any]:
     """First steps, imports and replaced gradients."""
     rounds = 1 if options.quick else 5
     many = Shapes("many", ((64,),) * (20 if options.quick else 1000))
-    progress("first steps in fresh processes ...")
+    report.progress("first steps in fresh processes ...")
     steps = [measure_first_step(name, options.dtype, rounds) for name in ("adam", "tail")]
-    progress("imports in fresh processes ...")
+    report.progress("imports in fresh processes ...")
     imports = measure_imports(2 * rounds)
-    progress("replaced gradients ...")
+    report.progress("replaced gradients ...")
     costs = replaced_gradients("adam", many, options.dtype, options.rounds)
     return {
         "first_steps": [asdict(step) for step in steps],

@@ -35,12 +35,11 @@ from optimkit.bench.contestants import (
 )
 from optimkit.bench.measure import LEAST, Timer, compare, no_garbage_collection, run_rounds
 from optimkit.bench.options import Options
-from optimkit.bench.run import Unavailable, progress
 from optimkit.bench.shapes import FULL, QUICK
 from optimkit.bench.targets import judge_device
 from optimkit.bench.workloads import KERNELS, LR, WORKLOADS, by_hand, corrections
-from optimkit.diagnosis import LIBRARY, cuda_problem, find_cuda
 from optimkit.engines.choose import choose
+from optimkit.engines.cuda.diagnosis import LIBRARY, cuda_problem, find_cuda
 
 EXPRESSIONS, FUSE, KERNEL, COPY = "CuPy expressions", "cupy.fuse", "ElementwiseKernel", "copy"
 EMULATED = "The device is emulated on the CPU: launches and results count, times mean nothing."
@@ -59,7 +58,7 @@ def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
     cuda = find_cuda()
     problem = cuda_problem(cuda)
     if problem is not None:
-        raise Unavailable(f"--backend cupy: {problem.what}\n  {problem.remedy}")
+        raise report.Unavailable(f"--backend cupy: {problem.what}\n  {problem.remedy}")
     import cupy
 
     device = cuda.devices[cupy.cuda.Device().id]
@@ -70,7 +69,7 @@ def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
     for workload in options.workloads:
         own = [measure_cell(cupy, options, workload, shape, not torch) for shape in options.shapes]
         found["cells"] += own
-        progress("")
+        report.progress("")
         show(report.cells(own, [name for name in OTHERS if name in own[0]["seconds"]], COLUMNS))
         show(report.launches(own))
     judged = judge_device(found)
@@ -98,7 +97,7 @@ def _head(options: Options, device: dict[str, Any], engine: str, torch: str) -> 
 def measure_cell(cupy: Any, options: Options, workload: str, shape: str, torch: bool) -> dict[str, Any]:
     """One update on one list of shapes, by everybody."""
     shapes, tail = (QUICK if options.quick else FULL)[shape], WORKLOADS[workload].tail
-    progress(f"{WORKLOADS[workload].title}, {shapes.title} ...")
+    report.progress(f"{WORKLOADS[workload].title}, {shapes.title} ...")
     data, plan = make_data(shapes, options.dtype), plan_of(workload, options.dtype)
     read, written = bytes_per_element(plan, options.dtype, tail)
     traffic = (read + written) * shapes.elements

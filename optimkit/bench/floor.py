@@ -15,7 +15,8 @@ import numpy as np
 from optimkit.bench.contestants import FLOOR, Contestant
 from optimkit.engines import threads
 from optimkit.engines.choose import numba_problem
-from optimkit.engines.numba import SMALL, compile_text
+from optimkit.engines.cpu.kernels import compile_text
+from optimkit.engines.cpu.runner import SMALL
 from optimkit.fusion.stages import GRADIENT, Plan
 
 BLOCK = 1 << 16  # elements that a thread takes at a time
@@ -24,8 +25,8 @@ _TEXT = """\
 # a pass over memory, without arithmetic
 from numba import {real} as real
 
-from optimkit.engines.numba_runtime import claim, load_int64, store_int64
-from optimkit.engines.numba_runtime import load_{real} as load, store_{real} as store
+from optimkit.engines.cpu.runtime import claim, load_int64, store_int64
+from optimkit.engines.cpu.runtime import load_{real} as load, store_{real} as store
 
 
 def kernel(counter, total, sink, {names}):

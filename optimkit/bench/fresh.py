@@ -17,7 +17,7 @@ from optimkit.bench.contestants import make_data
 from optimkit.bench.measure import Ratio, compare
 from optimkit.bench.shapes import QUICK
 from optimkit.bench.workloads import WORKLOADS
-from optimkit.engines.runner import counters
+from optimkit.counting import counters
 
 HEAVY = ("numba", "cupy", "torch", "jax", "scipy", "matplotlib", "sklearn", "tqdm", "pytest")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -12,6 +13,16 @@ from optimkit.bench.workloads import WORKLOADS
 
 RATIOS = "A ratio is the other's time over optimkit's, the median of the rounds (least..largest)."
 QUICK = "--quick: small arrays, few rounds. It shows that everything runs; the times are worth nothing."
+
+
+class Unavailable(Exception):
+    """The benchmark can't run on this machine; says why and what to do."""
+
+
+def progress(text: str) -> None:
+    """Say what is being measured, where somebody looks on."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

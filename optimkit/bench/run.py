@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,8 @@ import optimkit
 from optimkit import info
 from optimkit.bench.neighbours import Neighbours, warning
 from optimkit.bench.options import Options
-from optimkit.engines import cache
-
-
-class Unavailable(Exception):
-    """The benchmark can't run on this machine; says why and what to do."""
+from optimkit.bench.report import Unavailable as Unavailable  # what `run` raises
+from optimkit.engines import disk
 
 
 def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]:
@@ -56,13 +52,7 @@ def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]
     if warning(found["neighbours"]):
         show(warning(found["neighbours"]))
     if options.json is not None:
-        if not cache.write_atomically(options.json, json.dumps(found, indent=1).encode()):
+        if not disk.write_atomically(options.json, json.dumps(found, indent=1).encode()):
             raise OSError(f"--json {options.json} could not be written")
         show(f"All numbers are in {options.json}")
     return found
-
-
-def progress(text: str) -> None:
-    """Say what is being measured, where somebody looks on."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

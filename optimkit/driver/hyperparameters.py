@@ -6,26 +6,23 @@ scheduler multiplies the learning rate by a factor of its own, so that several c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from optimkit.driver.entries import Entry, Group
-from optimkit.numbers import coerce_number
-from optimkit.params import Where, matches
-from optimkit.rule import Rule, Transform, check_where
-
-_TAKEN = ["add", "apply", "bind", "count", "explain", "freeze", "get_lr", "init", "links", "load_state_dict", "names"]
-_TAKEN += ["params", "remove", "replace", "reset", "set", "set_lr", "slots", "state", "state_dict", "step", "unfreeze"]
-_TAKEN += ["update", "validate", "zero_grad", "penalty", "transforms", "maximize", "nonfinite", "engine", "t"]
-_TAKEN += ["capturable", "upload_numbers"]
+from optimkit.containers.param import Where
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.entries.group import Group
+from optimkit.driver.run import Run
+from optimkit.rules.links import Transform
+from optimkit.rules.rule import Rule
 
 
 class Hyperparameters(Rule, base=True):
     """Numbers and structure of all groups; `Membership` adds the parameters, `Optimizer` the step."""
 
-    _reserved: ClassVar[frozenset[str]] = frozenset(_TAKEN)
     _driver_fields: ClassVar[tuple[str, ...]] = ()
+    if TYPE_CHECKING:  # set when an optimizer is built; an annotation would be a field
+        _run: Run
 
     def links(self) -> list[Transform]:
         """Links that a preset puts before the user's transforms."""
@@ -45,7 +42,7 @@ class Hyperparameters(Rule, base=True):
 
     def __getattr__(self, name: str) -> Any:
         kind, own = type(self).__name__, self.__dict__
-        if "_groups" not in own and "_structure_only" not in own and name.startswith("_") and not name.endswith("__"):
+        if "_run" not in own and "_structure_only" not in own and name.startswith("_") and not name.endswith("__"):
             raise AttributeError(
                 f"{kind} is not initialised: where it defines __init__ or __post_init__, these must call "
                 "super().__init__(params, ...) and super().__post_init__()"
@@ -55,49 +52,23 @@ class Hyperparameters(Rule, base=True):
     # ---- reading
 
     def _get_number(self, name: str) -> Any:
-        groups = self.__dict__.get("_groups")
-        if groups is None:
+        run: Run | None = self.__dict__.get("_run")
+        if run is None:
             return super()._get_number(name)
-        values = [self._current(group, name) for group in groups]
+        values = [self._current(group, name) for group in run.groups]
         return values[0] if all(value == values[0] for value in values) else values
 
     def _current(self, group: Group, name: str) -> Any:
+        """A number of a group as it is at this step."""
         value = group.values[name]
         if isinstance(value, tuple):
-            return tuple(self._evaluate(group, name, position, each) for position, each in enumerate(value))
-        return None if value is None else self._evaluate(group, name, None, value)
-
-    def _evaluate(self, group: Group, name: str, position: int | None, value: Any) -> float:
-        """A number as it is at this step: the schedule's value, times the schedulers' factors for lr."""
-        if callable(value):
-            what = f"{type(self).__name__}: {name}, given by {value!r} for step {self._count},"
-            value = coerce_number(what, value(self._count), self._numbers[name].range_of(position))
-        if name == "lr":
-            for factor in group.factors.values():
-                value = value * factor
-        return float(value)
-
-    def _number(self, group: Group, key: Any) -> float:
-        """The value of a number of the chain in this step; `key` is (rule, name, position)."""
-        index, name, position = key
-        if index == 0:
-            value = group.values[name]
-            found = self._evaluate(group, name, position, value if position is None else value[position])
-            if found == math.inf:
-                kind = type(self).__name__
-                raise ValueError(f"{kind}: {name} = {value!r} times the schedulers' factors is too large for a float")
-            return found
-        link = self._links[index - 1]
-        value = link.__dict__[name] if position is None else link.__dict__[name][position]
-        if callable(value):
-            what = f"{type(link).__name__}: {name}, given by {value!r} for step {self._count},"
-            return float(coerce_number(what, value(self._count), link._numbers[name].range_of(position)))
-        return float(value)
+            return tuple(float(self._run.number(group, (0, name, position))) for position in range(len(value)))
+        return None if value is None else float(self._run.number(group, (0, name, None)))
 
     def _shown(self) -> dict[str, Any]:
         shown = super()._shown()
-        for name in (*self._numbers, *self._own_structure()) if "_groups" in self.__dict__ else ():
-            values = [group.values[name] for group in self._groups]
+        for name in (*self._numbers, *self._own_structure()) if "_run" in self.__dict__ else ():
+            values = [group.values[name] for group in self._run.groups]
             if name in shown or len(values) > 1:
                 shown[name] = values[0] if all(value == values[0] for value in values) else values
         return shown
@@ -129,12 +100,13 @@ class Hyperparameters(Rule, base=True):
         >>> opt.lr
         [0.001, 0.01]
         """
-        with self._lock:
+        run = self._run
+        with run.lock:
             coerced = self._coerce_all(values, f"{type(self).__name__} has no hyperparameter {{!r}}; it has {{}}")
             if where is None:
-                self._change(self._groups, coerced)
+                self._change(run.groups, coerced)
                 return
-            chosen = self._select(where)
+            chosen = run.select(where)
             for group in dict.fromkeys(entry.group for entry in chosen):
                 self.validate(Group({**group.values, **coerced}).rule(type(self)))
             self._change(self._split_off(chosen), coerced)
@@ -147,20 +119,20 @@ class Hyperparameters(Rule, base=True):
         return {name: self._coerce(name, value) for name, value in values.items()}
 
     def _set_number(self, name: str, value: Any) -> None:
-        if "_groups" not in self.__dict__:
+        if "_run" not in self.__dict__:
             super()._set_number(name, value)
             return
-        with self._lock:
-            self._change(self._groups, {name: value})
+        with self._run.lock:
+            self._change(self._run.groups, {name: value})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_groups" in self.__dict__ and name in self._own_structure():
-            with self._lock:
+        if "_run" in self.__dict__ and name in self._own_structure():
+            with self._run.lock:
                 value = self._coerce(name, value)
-                self._change(self._groups, {name: value})
+                self._change(self._run.groups, {name: value})
                 self.__dict__[name] = value
             return
-        if "_groups" in self.__dict__ and name in self._driver_fields:
+        if "_run" in self.__dict__ and name in self._driver_fields:
             raise AttributeError(f"{type(self).__name__}.{name} is set when the optimizer is built")
         super().__setattr__(name, value)
 
@@ -175,42 +147,34 @@ class Hyperparameters(Rule, base=True):
         for group, each in zip(groups, changed, strict=True):
             group.values.update(each)
         if structure:
-            self._forget()
+            self._run.forget()
 
     # ---- groups
 
     def _make_group(self, own: Mapping[str, Any]) -> Group:
         coerced = self._coerce_all(own, f"{type(self).__name__} has no hyperparameter {{!r}}; a group may set {{}}")
-        group = Group({**self._groups[0].values, **coerced}, dict(self._groups[0].factors))
+        first = self._run.groups[0]
+        group = Group({**first.values, **coerced}, dict(first.factors))
         self.validate(group.rule(type(self)))
         return group
 
     def _split_off(self, chosen: list[Entry]) -> list[Group]:
         """Groups that hold exactly the parameters that were chosen."""
-        result = []
-        for group in list(self._groups):
+        run, result = self._run, []
+        for group in list(run.groups):
             inside = [entry for entry in chosen if entry.group is group]
             if not inside:
                 continue
-            if len(inside) == sum(entry.group is group for entry in self._entries):
+            if len(inside) == sum(entry.group is group for entry in run.entries):
                 result.append(group)
                 continue
             new = Group(dict(group.values), dict(group.factors))
             for entry in inside:
                 entry.group = new
-            self._groups.append(new)
+            run.groups.append(new)
             result.append(new)
-        self._forget()
+        run.forget()
         return result
-
-    def _select(self, where: Where) -> list[Entry]:
-        check_where(where)
-        self._store_counts()
-        chosen = [entry for entry in self._entries if matches(where, entry.param, entry.name)]
-        if not chosen:
-            known = ", ".join(entry.name for entry in self._entries) or "none yet"
-            raise ValueError(f"where = {where!r} selects none of the parameters {known}")
-        return chosen
 
     # ---- factors of the learning rate
 
@@ -219,16 +183,16 @@ class Hyperparameters(Rule, base=True):
 
         Keys count up, so they mean the same in a copy or a pickle.
         """
-        with self._lock:
+        with self._run.lock:
             if "lr" not in self._numbers:
                 known = ", ".join(self._numbers)
                 raise TypeError(f"{type(self).__name__} has no number lr that could be scheduled; it has {known}")
-            key = 1 + max(self._groups[0].factors, default=-1)
+            key = 1 + max(self._run.groups[0].factors, default=-1)
             self._set_factor(key, factor)
             return key
 
     def _set_factor(self, key: int, factor: float) -> None:
         """Set a factor of the learning rate in all groups; groups made later copy it."""
-        with self._lock:
-            for group in self._groups:
+        with self._run.lock:
+            for group in self._run.groups:
                 group.factors[key] = factor

@@ -1,44 +1,34 @@
-"""The driver of all optimizers: parameters in, steps out.
+"""The face of all optimizers: what is set when one is built, and what is asked of it.
 
-A step walks: containers and gradients are checked (only what was replaced), host values are
-computed, the reading stages run, totals are taken over all buckets, and the last stages write.
-What parameters there are is the matter of `membership`, their numbers of `hyperparameters`; text and
-functional form are that of `forms`.
+What it trains and where it stands is in its `Run`; `take_step` is the step. Which parameters there are is the matter of
+`Membership`, their numbers that of `Hyperparameters`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
-from optimkit import arrays
-from optimkit.driver import build
-from optimkit.driver.bucket import Bucket
-from optimkit.driver.commit import deferred_interrupts
-from optimkit.driver.device import DeviceSteps
-from optimkit.driver.entries import Group
-from optimkit.driver.forms import Forms
-from optimkit.driver.gradients import Gradients
-from optimkit.driver.norms import gradient_norm, name_nonfinite, sum_parameters
-from optimkit.driver.overlaps import zero
-from optimkit.driver.result import NonFiniteGradientError, StepResult
-from optimkit.driver.sources import Sources
-from optimkit.engines.choose import check_engine, compiled_looks
-from optimkit.rule import Penalty, Transform
+from optimkit.driver.entries.group import Group
+from optimkit.driver.explain import Explain
+from optimkit.driver.functional import api as functional
+from optimkit.driver.members.changes import zero_own_gradients
+from optimkit.driver.membership import Membership
+from optimkit.driver.run import Run, Settings
+from optimkit.driver.step import take_step
+from optimkit.driver.steps.result import StepResult
+from optimkit.engines.choose import check_engine
+from optimkit.rules.links import Penalty, Transform
 
 POLICIES = ("allow", "raise", "skip")
 
 
-class Optimizer(Forms, base=True):
+class Optimizer(Membership, base=True):
     """What all optimizers share: parameters, steps, numbers and state.
 
     A new optimizer declares its numbers as annotated fields, its state in `slots`, its update in
-    `update`; `optimkit.rule` shows one in ten lines.
+    `update`; `optimkit.rules.rule` shows one in ten lines.
 
     Parameters
     ----------
@@ -74,21 +64,24 @@ class Optimizer(Forms, base=True):
         "params", "penalty", "transforms", "maximize", "nonfinite", "engine", "capturable"
     )  # fmt: skip
 
+    explain = Explain()
+
     def __post_init__(self) -> None:
         if type(self).update is Optimizer.update:
             raise TypeError(f"{type(self).__name__} must define update(self, w, g, s, h, xp)")
         params = self.__dict__.pop("params")
         self.__dict__["transforms"] = _check_options(self)
-        presets = self.links()
-        links = (*presets, *self.transforms, *([self.penalty] if self.penalty is not None else []))
-        values = {name: self.__dict__[name] for name in (*self._numbers, *self._own_structure())}
-        first = Group(values)
-        self.__dict__.update(_links=links, _groups=[first], _entries=[], _roots=[], _count=0, _shared={})
-        self.__dict__.update(_buckets=None, _versions=0, _lock=threading.RLock(), _gradients=None, _sources=None)
-        self.__dict__.update(_ever=False, _stepping=False, _captured=[])
+        penalties = [self.penalty] if self.penalty is not None else []
+        links = (*self.links(), *self.transforms, *penalties)
+        first = Group({name: self.__dict__[name] for name in (*self._numbers, *self._own_structure())})
+        settings = Settings(self.maximize, self.nonfinite, self.engine, self.capturable)
+        self.__dict__["_run"] = Run(type(self), settings, links, [first])
         self.validate(first.rule(type(self)))
         if params is not None:
             self.bind(params)
+
+    def _hooks(self) -> tuple[str, ...]:
+        return ("update",)
 
     def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
         """The rule itself: (step, {slot: new value}), the step to be subtracted from `w`.
@@ -130,162 +123,8 @@ class Optimizer(Forms, base=True):
         NonFiniteGradientError
             With `nonfinite="raise"`. Nothing is written.
         """
-        with self._lock:
-            self._require_entries()
-            if self._stepping:
-                kind = type(self).__name__
-                raise RuntimeError(f"{kind}.step() was called in its own step, by a schedule or a signal handler")
-            try:
-                self.__dict__["_stepping"] = True
-                self._adopt_changed()
-                values, frozen = self._gradients.collect(grads)
-                buckets = [bucket for bucket in self._lend(values, zero_grad) if bucket.n_active]
-                if buckets:
-                    return self._run(buckets, [*values, *frozen], zero_grad)
-                if zero_grad:
-                    self._zero(frozen, False)
-                self._count_step()
-                return StepResult(False, 0.0)
-            finally:
-                for bucket in self._buckets or ():
-                    bucket.take_back()
-                self.__dict__["_stepping"] = False
-
-    def _count_step(self) -> None:
-        self.__dict__["_count"] += 1
-
-    def _run(self, buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
-        """`values` are the gradients to be zeroed, by place, those of frozen parameters after them."""
-        on_host = [bucket for bucket in buckets if not bucket.on_device]
-        for bucket in buckets:
-            bucket.fill_rows(self._number)
-        for bucket in on_host:
-            bucket.runner.prepare(bucket.tables)
-        with deferred_interrupts():
-            if len(on_host) < len(buckets):
-                return self._run_on_device(on_host, [bucket for bucket in buckets if bucket.on_device], values, zero_grad)
-            self._reduce(buckets)
-            norm = gradient_norm(buckets)
-            applied = self.nonfinite == "allow" or norm is None or bool(np.isfinite(norm))
-            if not applied and self.nonfinite == "raise":
-                raise NonFiniteGradientError(name_nonfinite(buckets))
-            self._count_step()
-            if self._shared:  # their values are those of the first parameter: its bucket comes last
-                buckets = sorted(buckets, key=lambda bucket: bucket.first_place, reverse=True)
-            for bucket in buckets if applied else ():
-                bucket.commit(zero_grad, self._shared)
-            if zero_grad:
-                self._zero(values, applied)
-            return StepResult(applied, norm)
-
-    def _run_on_device(self, on_host: list[Bucket], buckets: list[Bucket], values: list[Any], zero_grad: bool) -> StepResult:
-        """A step of which all or a part runs on devices: the kernels themselves see whether it is applied."""
-        device: DeviceSteps = buckets[0].device
-        self._reduce(on_host)
-        device.reduce(buckets)
-        if self.nonfinite == "raise" and not np.isfinite(device.fetch_norm(buckets)):
-            device.fetch_sums(buckets)
-            raise NonFiniteGradientError(name_nonfinite(buckets))
-        if device.capturing:
-            self._captured.append(device)  # the graph goes on using its tables
-        else:
-            self._count_step()
-        for bucket in on_host:
-            bucket.commit(zero_grad, self._shared)
-        device.commit(buckets, zero_grad)
-        if zero_grad:
-            self._zero(values, True)
-        return device.result(buckets)
-
-    def _reduce(self, buckets: list[Bucket]) -> None:
-        """Run the reading stages, round by round; totals are taken over all buckets."""
-        for bucket in buckets:
-            bucket.start_uniforms(self._shared)
-        for number in sorted({key for bucket in buckets for key in bucket.plan.uniform_rounds if key}):
-            totals: dict[Hashable, np.ndarray] = {}
-            for bucket in buckets:
-                for place, stage in enumerate(bucket.plan.reading):
-                    if stage.round == number:
-                        bucket.reduce(place)
-                for node in bucket.plan.uniform_rounds.get(number, ()):
-                    if node.op == "total":
-                        parts = totals.setdefault(node.key, np.zeros(len(self._entries)))
-                        parts[bucket.places] = bucket.contribution(node.args[0])
-            found = {key: sum_parameters(parts) for key, parts in totals.items()}
-            for bucket in buckets:
-                bucket.finish_round(number, found)
-
-    def _ready(self) -> list[Bucket]:
-        """The buckets, built anew where structure changed."""
-        if self._buckets is None:
-            buckets = self._build_buckets(self.engine)
-            build.shared_slots(buckets, self._shared)
-            if self.capturable and not all(bucket.on_device for bucket in buckets):
-                raise ValueError(
-                    "capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced "
-                    "to 'eager'"
-                )
-            if any(bucket.on_device for bucket in buckets):
-                DeviceSteps(buckets, self._entries, self._shared, self.nonfinite == "skip", self.capturable)
-            if self._captured:
-                warnings.warn(
-                    "a CUDA graph of this optimizer goes on with the arrays, counts and structure that it was captured "
-                    "with: capture again",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
-            self.__dict__["_buckets"] = buckets
-        return self._buckets  # type: ignore[no-any-return]
-
-    def _build_buckets(self, engine: str | None) -> list[Bucket]:
-        check, device_count = self.nonfinite != "allow", self.nonfinite == "skip" or self.capturable
-        return build.build_buckets(type(self), self._entries, self._links, self.maximize, check, engine, device_count)
-
-    def _adopt_changed(self) -> None:
-        """Adopt weights that stand in their containers now."""
-        if self._gradients is None:
-            self.__dict__["_gradients"] = Gradients(self._entries, self._roots, self._ever)
-            self.__dict__["_sources"] = Sources(self._entries, self._roots)
-        changed = {id(entry) for entry in self._sources.changed()}
-        places = [place for place, entry in enumerate(self._entries) if id(entry) in changed] if changed else []
-        for place in places:
-            entry = self._entries[place]
-            if entry.take_data():
-                self._relayout(entry)
-            for bucket in self._buckets or ():
-                bucket.adopt(place)
-        if self._gradients is None:
-            self._adopt_changed()
-        for place in places:
-            self._gradients.replaced_weight(place)
-
-    def _lend(self, values: list[Any], zero_grad: bool) -> list[Bucket]:
-        """Check the gradients, all of them before any is taken, and hand to the engines what they have not seen."""
-        gradients = self._gradients
-        versions = sum(link.__dict__.get("_version", 0) for link in self._links)
-        if versions != self._versions:
-            self._store_counts()
-            self.__dict__.update(_buckets=None, _versions=versions)
-        views = gradients.check(values, zero_grad, self._buckets is None)
-        buckets = self._ready()
-        if not gradients.settled:
-            shifts = gradients.looks.now - gradients.looks.before
-            for bucket in buckets:
-                bucket.lend(views, shifts, gradients.apart)
-            gradients.settle()
-            if gradients.looks.compiled is None:
-                gradients.make = compiled_looks((bucket.entries[0].param.library, bucket.runner) for bucket in buckets)
-        for bucket in buckets:
-            if not bucket.runner.keeps_addresses:
-                bucket.lend_all(values)
-        return buckets
-
-    def _zero(self, values: list[Any], applied: bool) -> None:
-        """Zero gradients outside of a pass: those that it could not, and all of them after a skipped step."""
-        places: Iterable[int] = range(len(values))
-        if applied:
-            places = (*self._gradients.apart, *range(len(self._entries), len(values)))
-        zero(arrays.view(values[place]) for place in places if values[place] is not None)
+        with self._run.lock:
+            return take_step(self._run, grads, zero_grad)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Fill the gradients in `.grad` with zeros, or set them to None.
@@ -293,7 +132,7 @@ class Optimizer(Forms, base=True):
         A NaN in a gradient becomes 0 too. Gradients passed to `step(grads)` are not kept and can't
         be zeroed here: use `step(grads, zero_grad=True)`.
         """
-        self._zero_own(set_to_none)
+        zero_own_gradients(self._run, set_to_none)
 
     def upload_numbers(self) -> None:
         """Bring numbers that changed to the device, without a step: a CUDA graph that is replayed sees them.
@@ -308,12 +147,74 @@ class Optimizer(Forms, base=True):
         """
         if not self.capturable:
             raise ValueError("upload_numbers() is for capturable = True; without it every step takes the numbers as they are")
-        with self._lock:
-            buckets = [bucket for bucket in self._ready() if bucket.n_active]
-            for bucket in buckets:
-                bucket.fill_rows(self._number)
-            if buckets:
-                buckets[0].device.upload(buckets)
+        run = self._run
+        with run.lock:
+            steps = run.ready_steps()
+            for bucket in steps.buckets:
+                if bucket.n_active:
+                    bucket.fill_rows(run.step_number)
+            if steps.device is not None:
+                steps.device.upload()
+
+    def init(self, params: Any) -> Any:
+        """The state of the functional form, for immutable arrays and jitted functions.
+
+        Parameters
+        ----------
+        params : arrays
+            An array, or dicts, lists and tuples of them; float32 or float64, of any library.
+
+        Returns
+        -------
+        dict
+            A pytree: {"count": steps, "t": {name: updates}, "slots": {name: {slot: array}}, "shared": {slot: 0-d array}}.
+
+        Raises
+        ------
+        TypeError
+            If a parameter is no array, of a dtype that can't be trained, or in a group.
+        ValueError
+            If there are none, or `nonfinite` is not "allow": a function without effects can't refuse a step.
+        """
+        return functional.init(self._run, params)
+
+    def apply(self, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
+        """One step in the functional form: (new params, new state); nothing is written.
+
+        Parameters
+        ----------
+        params : arrays
+            As given to `init`.
+        grads : arrays
+            They mirror the parameters; missing or None: that parameter is skipped.
+        state : dict
+            What `init` or the last `apply` returned.
+
+        Returns
+        -------
+        tuple
+            The new parameters, in the containers of `params`, and the new state.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If a gradient or the state does not fit.
+
+        Notes
+        -----
+        NumPy arrays get the bits of a step in place. Inside of a jit the numbers are constants of the compiled
+        function, and the counts are the library's: what depends on `h.t` is computed in its default precision, and
+        a schedule must be a function that it can trace. Reductions go in C order, in float64 where there is one.
+
+        Examples
+        --------
+        >>> import numpy as np, optimkit
+        >>> rule = optimkit.SGD(lr=0.1)
+        >>> params, state = rule.apply({"w": np.ones(2)}, {"w": np.ones(2)}, rule.init({"w": np.ones(2)}))
+        >>> params["w"]
+        array([0.9, 0.9])
+        """
+        return functional.apply(self._run, params, grads, state)
 
     def get_lr(self) -> Any:
         """The learning rate, as `opt.lr` reads it."""
@@ -325,7 +226,7 @@ class Optimizer(Forms, base=True):
 
     def __repr__(self) -> str:
         text = super().__repr__()[:-1]
-        count = len(self._entries)
+        count = len(self._run.entries)
         return f"{text}; {count} parameter{'s' * (count != 1)})"
 
 

@@ -11,20 +11,39 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-from optimkit.engines.eager import EagerRunner, SlicedRunner
-from optimkit.engines.runner import Runner
+from optimkit.engines.eager.sliced import SlicedRunner
+from optimkit.engines.eager.whole import EagerRunner
+from optimkit.engines.protocol import Engine
 
 ENGINES = ("eager", "numba", "cuda")
+EAGER, SLICED = Engine("eager", EagerRunner), Engine("eager", SlicedRunner)
+
+
+@cache
+def compiling(name: str) -> Engine:
+    """An engine that makes kernels, "numba" or "cuda"; whether it can run here is another question."""
+    if name == "cuda":
+        from optimkit.engines.cuda.launches import CudaLaunches
+        from optimkit.engines.cuda.runner import CudaRunner
+        from optimkit.engines.cuda.text import kernel_texts as cuda_texts
+
+        return Engine("cuda", CudaRunner, CudaLaunches, cuda_texts)
+    from optimkit.engines.cpu.runner import CpuRunner
+    from optimkit.engines.cpu.text import kernel_texts as cpu_texts
+
+    return Engine("numba", CpuRunner, texts=cpu_texts)
 
 
 def check_engine(engine: Any) -> None:
+    """Raise ValueError unless it is the name of an engine, or None."""
     if engine is not None and engine not in ENGINES:
         raise ValueError(f"engine = {engine!r} must be None (chosen by the arrays) or one of {', '.join(map(repr, ENGINES))}")
 
 
 @cache
 def numba_problem() -> str:
-    from optimkit.engines.numba import available
+    """Why NumPy arrays do not run compiled; empty if they do."""
+    from optimkit.engines.cpu.kernels import available
 
     return available()
 
@@ -36,7 +55,7 @@ def _say_once(problem: str) -> None:
     )
 
 
-def choose(library: str, device: Any, forced: str | None) -> type[Runner]:
+def choose(library: str, device: Any, forced: str | None) -> Engine:
     """The engine for arrays of a library on a device.
 
     Raises
@@ -50,29 +69,27 @@ def choose(library: str, device: Any, forced: str | None) -> type[Runner]:
     if forced == "cuda" and library != "cupy":
         raise ValueError(f"engine = 'cuda' runs CuPy arrays, not {library} arrays on {device}")
     if library == "cupy" and forced != "eager":
-        from optimkit.engines.cuda import CudaRunner, refuse_capture
+        from optimkit.engines.cuda.runner import refuse_capture
 
         refuse_capture()
-        return CudaRunner  # type: ignore[return-value]  # in the place of reduce and commit it has `together`
+        return compiling("cuda")
     if not on_host:
-        return EagerRunner
+        return EAGER
     if forced == "eager":
-        return SlicedRunner
+        return SLICED
     problem = numba_problem()
     if not problem:
-        from optimkit.engines.numba import NumbaRunner
-
-        return NumbaRunner
+        return compiling("numba")
     if forced == "numba":
         raise ValueError(f"engine = 'numba': {problem}")
     _say_once(problem)
-    return SlicedRunner
+    return SLICED
 
 
-def compiled_looks(runners: Iterable[tuple[str, Runner]]) -> Callable[..., Any] | None:
-    """What compares the gradients of (library, runner) pairs in compiled code: where all are NumPy's and numba is there."""
-    if any(library != "numpy" or runner.name != "numba" for library, runner in runners):
+def compiled_comparison(buckets: Iterable[tuple[str, Engine]]) -> Callable[..., Any] | None:
+    """What compares the gradients of (library, engine) pairs in compiled code: where all are NumPy's and numba is there."""
+    if any(library != "numpy" or engine.name != "numba" for library, engine in buckets):
         return None
-    from optimkit.engines.numba_looks import CompiledLooks, works
+    from optimkit.engines.cpu.fingerprints import CompiledFingerprints, works
 
-    return CompiledLooks if works() else None
+    return CompiledFingerprints if works() else None

@@ -28,15 +28,21 @@ class Body:
     uniforms: list[int] = field(default_factory=list)
 
 
+_PREFIXES = {"slot": "s", "input": "s", "given": "to", "result": "of"}  # no other name in a kernel begins so
+_OWN = ("_new", "_at", "_layout", "_data")  # names that end so are the kernels' own
+
+
 def identifiers(keys: tuple[Hashable, ...]) -> dict[Hashable, str]:
-    """A name for each array: "w", "g", and "s_m" for the slot `s.m`, a link's with its index; no other name begins so."""
+    """A name for each array: "w", "g", "s_m" for the slot `s.m`, a link's with its index; "to_gradient_1" and
+    "of_gradient" for what a call of the hook `gradient` is given and gives."""
     names: dict[Hashable, str] = {}
     for key in keys:
         text = str(key)
         if isinstance(key, tuple):
-            _, index, name, _ = key
-            text = f"s_{re.sub(r'[^0-9A-Za-z]', '_', name)}" + (f"_{index}" if index else "")
-            text += "_" * text.endswith("_new")  # such names are the kernels' own: the new value of a slot
+            kind, index, *rest = key
+            words = rest[:1] if kind in ("slot", "input") else filter(None, map(str, rest))
+            text = re.sub(r"[^0-9A-Za-z]", "_", "_".join((_PREFIXES[kind], *words))) + (f"_{index}" if index else "")
+            text += "_" * text.endswith(_OWN)
         while text in names.values():
             text += "_"
         names[key] = text

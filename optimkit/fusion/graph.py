@@ -38,10 +38,11 @@ REDUCTIONS = ("sum", "sum_of_squares", "max", "min")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One value: a leaf ("number", "constant", "w", "g", "slot", "size"), an operation, or a reduction.
+    """One value: a leaf ("number", "constant", "w", "g", "slot", "input", "size"), an operation, a reduction, a call.
 
-    `key` tells leaves apart, holds the value of a constant, the power of two by which
-    `sum_of_squares` scales, and the label of a `total`. `whole` marks integer-valued numbers.
+    `key` tells leaves apart, holds the value of a constant, the power of two by which `sum_of_squares` scales,
+    and the label of a `total`. `whole` marks integer-valued numbers. An "input" is an array that is read and never
+    written. A "call" is a function of whole arrays, its `key`, and each "result" is an array that comes out of it.
     """
 
     op: str
@@ -93,6 +94,11 @@ class Graph:
     def total(self, arg: Node, label: Hashable) -> Node:
         """The sum of a uniform value over all parameters that take part in the step."""
         return self._intern(Node("total", (arg,), label, Level.UNIFORM, arg.kind))
+
+    def call(self, function: Hashable, args: Iterable[Node], results: Iterable[Hashable]) -> tuple[Node, ...]:
+        """The arrays that come out of a function of whole arrays and numbers, which is called between two passes."""
+        call = self._intern(Node("call", tuple(args), function, Level.ELEMENT))
+        return tuple(self._intern(Node("result", (call,), key, Level.ELEMENT)) for key in results)
 
     def _intern(self, node: Node, identity: Hashable = None) -> Node:
         key = (node.op, tuple(id(arg) for arg in node.args), identity if identity is not None else node.key, node.kind)

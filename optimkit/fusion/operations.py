@@ -1,7 +1,7 @@
 """The list of operations: what a rule may compute, and what each operation means on numbers.
 
-An operation is one line here and one line in the table of each target (`engines/eager.py`,
-`engines/numba.py`, `engines/cuda.py`). `host` computes it on Python floats with the results of
+An operation is one line here and one line in the table of each target (`engines/eager/whole.py`,
+`engines/cpu/text.py`, `engines/cuda/operations.py`). `host` computes it on Python floats with the results of
 IEEE 754: 1/0 is inf and sqrt(-1) is nan, never an exception.
 
 >>> OPERATIONS["divide"].host(1.0, 0.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from optimkit.driver.optimizer import Optimizer
-from optimkit.numbers import NonNegative
-from optimkit.rule import Slot, abs2, full
+from optimkit.rules.functions import abs2
+from optimkit.rules.numbers import NonNegative
+from optimkit.rules.slots import Slot, full
 
 
 class Adagrad(Optimizer):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from optimkit.driver.optimizer import Optimizer
-from optimkit.numbers import Follow, Fraction, NonNegative
-from optimkit.rule import Slot, Transform, abs2, zeros, zeros_real
+from optimkit.rules.functions import abs2
+from optimkit.rules.links import Transform
+from optimkit.rules.numbers import Follow, Fraction, NonNegative
+from optimkit.rules.slots import Slot, zeros, zeros_real
 from optimkit.transforms.decay import WeightDecay
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from optimkit.driver.optimizer import Optimizer
-from optimkit.numbers import Fraction, NonNegative
-from optimkit.rule import Slot, abs2, zeros, zeros_real
+from optimkit.rules.functions import abs2
+from optimkit.rules.numbers import Fraction, NonNegative
+from optimkit.rules.slots import Slot, zeros, zeros_real
 
 
 class RMSProp(Optimizer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from optimkit.driver.optimizer import Optimizer
-from optimkit.numbers import REQUIRED, Fraction, NonNegative
-from optimkit.rule import Slot, zeros
+from optimkit.rules.numbers import REQUIRED, Fraction, NonNegative
+from optimkit.rules.slots import Slot, zeros
 
 
 class SGD(Optimizer):

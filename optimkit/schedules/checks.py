@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from optimkit.numbers import Range
+from optimkit.rules.numbers import Range
 
 FINITE = Range()
 FACTOR = Range(low=0.0)

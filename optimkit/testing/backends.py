@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from optimkit import arrays
-from optimkit.engines import choose, cuda_compile
+from optimkit.engines import choose
+from optimkit.engines.cuda import compile as cuda_compile
 
 # For values that need not be equal to the bit: |got - expected| <= tolerance * (|expected| + scale), with the largest
 # value of the array as scale. A few roundings of functions that libraries compute differently (exp, pow, a fused

@@ -18,10 +18,10 @@ import numpy as np
 
 from optimkit.driver.optimizer import Optimizer
 from optimkit.optimizers.sgd import SGD
-from optimkit.rule import Penalty, Transform
+from optimkit.rules.links import Penalty, Transform
 from optimkit.testing.backends import BACKENDS, TOLERANCES, Backend
 from optimkit.testing.draw import few_specs, special_specs, specs
-from optimkit.testing.sides import Reference, against, compare
+from optimkit.testing.side_by_side import Reference, against, compare
 
 RATE = 0.125  # the learning rate of the optimizer that carries a transform or a penalty
 
@@ -87,7 +87,7 @@ def check_optimizer(
     Examples
     --------
     >>> import optimkit
-    >>> from optimkit.rule import zeros
+    >>> from optimkit import zeros
     >>> class Momentum(optimkit.Optimizer):
     ...     lr: optimkit.Scalar = 0.1
     ...     def slots(self):
@@ -240,7 +240,7 @@ def _as_partial(optimizer: Any) -> Any:
         raise TypeError(f"{optimizer!r} has parameters; pass its class and settings, or build it without")
     options = ("penalty", "transforms", "maximize", "nonfinite")
     chosen = {name: getattr(optimizer, name) for name in options if getattr(optimizer, name) != getattr(type(optimizer), name)}
-    return partial(type(optimizer), **optimizer._groups[0].values, **chosen)
+    return partial(type(optimizer), **optimizer._run.groups[0].values, **chosen)
 
 
 def _label(optimizer: Any, settings: dict[str, Any]) -> str:

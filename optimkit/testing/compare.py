@@ -23,9 +23,9 @@ _OPEN_ZEROS = {"minimum", "maximum", "sign", "max", "min"}
 
 
 def inexact_operations(programs: Iterable[Program]) -> set[str]:
-    """The operations of traced rules that libraries round differently; the host computes its numbers alike everywhere."""
+    """What traced rules do that libraries round differently; the host computes its numbers alike everywhere."""
     nodes = [node for program in programs for node in program.nodes if node.level is not Level.HOST]
-    return {node.op for node in nodes if node.op in OPERATIONS and not OPERATIONS[node.op].exact}
+    return {node.op for node in nodes if node.op == "call" or (node.op in OPERATIONS and not OPERATIONS[node.op].exact)}
 
 
 def zeros_are_signed(programs: Iterable[Program]) -> bool:

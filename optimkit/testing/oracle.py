@@ -11,20 +11,22 @@ NaN at first, until no total changes. They depend on each other without cycles, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from optimkit import arrays
-from optimkit.driver.chain import Chain, Numbers, SlotKey, run
+from optimkit.containers.param import matches
 from optimkit.engines import canonical
 from optimkit.fusion.operations import OPERATIONS
 from optimkit.fusion.trace import SCALE, Namespace
-from optimkit.numbers import Follow
-from optimkit.params import matches
-from optimkit.rule import Rule, Slot
+from optimkit.rules.chain import Chain, SlotKey, run
+from optimkit.rules.numbers import Follow
+from optimkit.rules.rule import Rule
+from optimkit.rules.slots import Slot
+from optimkit.rules.whole import Numbers
 from optimkit.testing.scalars import HostCount, HostNumber, host, plain
 
 _NUMPY = {
@@ -62,8 +64,9 @@ def _bits(values: Mapping[Hashable, float]) -> dict[Hashable, bytes]:
 class OracleNamespace(Namespace):
     """`xp` of the oracle: NumPy's functions on arrays, the host functions of the operations on numbers."""
 
-    def __init__(self, dtype: Any, member: int, totals: Totals) -> None:
-        self._dtype, self._member, self._totals = np.dtype(dtype), member, totals
+    def __init__(self, parameter: OracleParameter, member: int, totals: Totals) -> None:
+        self._parameter, self._dtype = parameter, parameter.weight.dtype
+        self._member, self._totals = member, totals
         self._counts: dict[Hashable, int] = {}
         self.owner: Hashable = None
 
@@ -90,6 +93,13 @@ class OracleNamespace(Namespace):
         if op == "mean":
             return self._reduce("sum", x) / HostNumber(x.size)
         return HostNumber(canonical.reduce(np, op, x))
+
+    def whole(self, call: Any, given: Sequence[Any], numbers: Sequence[Any]) -> list[Any]:
+        """A hook that gets whole arrays: it is called with them in the weight's shape."""
+        each = self._parameter
+        shaped = [each.logical(_as_array(x, each.weight)) for x in given]
+        own = [int(x) if isinstance(x, HostCount) else float(x) for x in numbers]
+        return [each.flat(x) for x in call(each.entry.name, shaped, own)]
 
     def norm(self, x: Any, total: bool = False) -> Any:
         """The root of the sum of squares; of x * 2**-600 or x * 2**600 where the squares over- or underflow."""
@@ -135,7 +145,7 @@ class OracleParameter:
 
 def memory_order(x: Any) -> np.ndarray:
     """The elements of an array sorted by address, as places in C order; C order where there are no strides."""
-    if arrays.library(x) not in arrays.STRIDED:
+    if not arrays.has_memory(x):
         return np.arange(int(np.prod(x.shape, dtype=np.int64)))
     offsets = np.zeros(tuple(x.shape), np.int64)
     for axis, (step, n) in enumerate(zip(arrays.byte_strides(x), x.shape, strict=True)):
@@ -166,7 +176,7 @@ class Oracle:
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer, self.count = optimizer, 0
-        self._parameters = [self._adopt(entry) for entry in optimizer._entries]
+        self._parameters = [self._adopt(entry) for entry in optimizer._run.entries]
         self._shared: dict[SlotKey, HostNumber] = {}
 
     def _adopt(self, entry: Any) -> OracleParameter:
@@ -236,6 +246,8 @@ class Oracle:
         for (_, each, _), (chain, weight, slots) in zip(active, results, strict=True):
             each.weight, each.t = _as_array(weight, each.weight), each.t + 1
             for key, slot in chain.slots().items():
+                if slot.is_constant:
+                    continue
                 if slot.extent == "element":
                     each.slots[key] = _as_array(slots[key], each.weight)
                 elif slot.extent == "parameter":
@@ -250,7 +262,9 @@ class Oracle:
         chain = self._chain(each.entry)
         for key, slot in chain.slots().items():
             holder = self._shared if slot.extent == "optimizer" else each.slots
-            if key not in holder:
+            if slot.is_constant and key in each.entry.slots:  # the caller's, who may have filled it
+                holder[key] = each.flat(arrays.to_numpy(each.entry.value(key)))
+            elif key not in holder:
                 holder[key] = _start(slot, each.weight)
         slots = {key: (self._shared if slot.extent == "optimizer" else each.slots)[key] for key, slot in chain.slots().items()}
 
@@ -258,12 +272,12 @@ class Oracle:
             own = self._numbers(chain, each.entry.group, index, rule)
             return Numbers(rule, {**own, "t": HostCount(each.t + 1)})
 
-        xp = OracleNamespace(each.weight.dtype, number, totals)
+        xp = OracleNamespace(each, number, totals)
         return (chain, *run(chain, each.weight, g, slots, numbers, xp))
 
     def _chain(self, entry: Any) -> Chain:
-        links = enumerate(self.optimizer._links, 1)
-        chosen = tuple((index, link) for index, link in links if matches(link.where, entry.param))
+        links = enumerate(self.optimizer._run.links, 1)
+        chosen = tuple((index, link) for index, link in links if matches(link.where, entry.param, entry.name))
         return Chain(entry.group.rule(type(self.optimizer)), chosen, self.optimizer.maximize)
 
     def _numbers(self, chain: Chain, group: Any, index: int, rule: Rule) -> dict[str, Any]:
@@ -274,7 +288,7 @@ class Oracle:
 
     def _value(self, group: Any, index: int, name: str) -> Any:
         """A declared number in this step: schedules at the oracle's count, schedulers' factors on lr."""
-        value = group.values[name] if index == 0 else self.optimizer._links[index - 1].__dict__[name]
+        value = group.values[name] if index == 0 else self.optimizer._run.links[index - 1].__dict__[name]
         if isinstance(value, Follow):
             return self._value(group, 0, value.name)
         if value is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimkit.numbers import REQUIRED, NonNegative
-from optimkit.rule import Transform, total_norm
+from optimkit.rules.functions import total_norm
+from optimkit.rules.links import Transform
+from optimkit.rules.numbers import REQUIRED, NonNegative
 
 
 class ClipByValue(Transform):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimkit.numbers import REQUIRED, NonNegative
-from optimkit.rule import Transform
+from optimkit.rules.links import Transform
+from optimkit.rules.numbers import REQUIRED, NonNegative
 
 
 class WeightDecay(Transform):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimkit.numbers import REQUIRED, NonNegative
-from optimkit.rule import Penalty
+from optimkit.rules.links import Penalty
+from optimkit.rules.numbers import REQUIRED, NonNegative
 
 
 class L1(Penalty):

@@ -1,7 +1,7 @@
 """Tests of the CUDA engine: skipped, with the reason, where CuPy finds no device.
 
 `traffic` counts what the device did. Only an emulated driver can count that; on a GPU the tests that need it
-are skipped, and `optimkit.engines.runner.counters` remain.
+are skipped, and `optimkit.engines.protocol.counters` remain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimkit.engines import cuda_compile
+from optimkit.engines.cuda import compile as cuda_compile
 
 HERE = Path(__file__).parent
 

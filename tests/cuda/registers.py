@@ -15,11 +15,11 @@ from typing import Any
 
 import optimkit
 from optimkit import transforms
-from optimkit.driver import build
-from optimkit.driver.chain import Chain
-from optimkit.engines.cuda_compile import OPTIONS
-from optimkit.engines.cuda_text import module_text
+from optimkit.arrays import DTYPES
+from optimkit.engines.cuda.compile import OPTIONS
+from optimkit.engines.cuda.text import module_text
 from optimkit.fusion.stages import total_rounds
+from optimkit.rules.programs import plan_of, program_of
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 
@@ -51,10 +51,9 @@ def text_of(rule: str, dtype: str) -> str:
     """The CUDA text of a rule, with counts on the device where a skip is decided there."""
     optimizer = RULES[rule]()
     skip = optimizer.nonfinite == "skip"
-    chain = Chain(optimizer._groups[0].rule(type(optimizer)), tuple(enumerate(optimizer._links, 1)), optimizer.maximize)
-    key, program = build.program_of(chain, dtype == "float64", skip, skip)
-    plan = build.plan_of(key, program, total_rounds([program]))
-    return module_text(plan, dtype, [node.key for node in program.totals], (), skip, skip)
+    key, program = program_of(optimizer._run.chain(), dtype == "float64", skip, skip)
+    plan = plan_of(key, program, total_rounds([program]))
+    return module_text(plan, DTYPES[dtype], [node.key for node in program.totals], (), skip, skip)
 
 
 def assemble(text: str, architecture: int) -> list[tuple[str, int, int, int]]:

@@ -115,7 +115,7 @@ def test_groups_with_different_counts(twins: Any) -> None:
 
         pair.device.step([[None if g is None else cupy.asarray(g) for g in grads[k::20]] for k in range(20)])
     pair.host_grads = pair.device_grads = []
-    rows = pair.device._buckets[0].tables.rows
+    rows = pair.device._run.steps.buckets[0].tables.rows
     assert rows.size > 384, "as many rows as fit by value: the other path is not tested"
     pair.check()
 
@@ -270,7 +270,7 @@ def test_what_was_launched_is_counted_when_a_later_launch_fails(cupy: Any, monke
     grads = [cupy.ones_like(w) for w in weights]
     opt = optimkit.SGD(weights, lr=1.0)
     opt.step(grads)
-    runners = [bucket.runner for bucket in opt._buckets]
+    runners = [bucket.runner for bucket in opt._run.steps.buckets]
     real = runners[0].write
 
     def fail(*args: Any) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import optimkit
-from optimkit.engines import cache, cuda_compile, cuda_text
-from optimkit.engines.runner import counters
+from optimkit.counting import counters
+from optimkit.engines import disk as cache
+from optimkit.engines.cuda import compile as cuda_compile
+from optimkit.engines.cuda import text as cuda_text
 
 without_device = pytest.mark.without_device
 

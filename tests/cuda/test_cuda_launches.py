@@ -10,7 +10,7 @@ import pytest
 
 import optimkit
 from optimkit import transforms
-from optimkit.engines.runner import counters
+from optimkit.counting import counters
 
 CLIP = {"transforms": [transforms.ClipByGlobalNorm(0.5)]}
 
@@ -149,7 +149,7 @@ def test_nothing_is_compiled_while_the_rate_changes(cupy: Any) -> None:
 
 
 def test_many_uploads_under_way_need_buffers_of_their_own(cupy: Any) -> None:
-    from optimkit.engines.cuda_memory import Uploader
+    from optimkit.engines.cuda.upload import Uploader
 
     uploader, stream = Uploader(), cupy.cuda.get_current_stream()
     targets = [cupy.zeros(10, cupy.int64) for _ in range(5)]
@@ -184,7 +184,7 @@ def test_the_current_stream_is_used(cupy: Any) -> None:
     runner_launch = None
     with stream:
         opt.step(g)
-        runner = opt._buckets[0].runner
+        runner = opt._run.steps.buckets[0].runner
         runner_launch = runner._launch
         runner._launch = lambda *args: (seen.append(args[-1].ptr), runner_launch(*args))
         opt.step(g)

@@ -1,0 +1,50 @@
+"""What arrays must be: errors that say what was given and what to pass instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from optimkit.arrays.asking import describe, dtype_name, is_array
+from optimkit.arrays.dtypes import SUPPORTED
+from optimkit.arrays.libraries import library_of
+from optimkit.arrays.memory import self_overlap
+
+
+def check_weight(name: str, x: Any) -> None:
+    """Raise if `x` can't be updated in place, with what to do about it."""
+    what = f"parameter {name!r}"
+    if not is_array(x):
+        raise TypeError(f"{what} is {describe(x)}, not an array of an array library")
+    if isinstance(x, np.generic):
+        raise TypeError(f"{what} is a NumPy scalar ({x!r}), which can't be updated in place; pass np.asarray(x), shape ()")
+    library = library_of(x)
+    if library.is_immutable:
+        library.check_writable(what, x)
+    check_readable(what, x)
+    library.check_writable(what, x)
+    if not array_api_compat.is_writeable_array(x):
+        raise TypeError(f"{what}: {describe(x)} can't be written; use the functional form, rule.init and rule.apply")
+    if library.has_memory and (why := self_overlap(library.view(x))):
+        raise ValueError(f"{what} {why}; pass a copy (x.copy())")
+
+
+def check_readable(what: str, x: Any) -> None:
+    """Raise unless engines can read `x`: its dtype, and memory that is what it seems to be."""
+    if isinstance(x, np.matrix | np.ma.MaskedArray):
+        raise TypeError(f"{what} is a {type(x).__name__}; pass a plain array (np.asarray(x), or x.data of a masked array)")
+    check_dtype(what, x)
+    library_of(x).check_readable(what, x)
+
+
+def check_dtype(what: str, x: Any) -> None:
+    """Raise unless the dtype of `x` is one that optimkit computes with."""
+    name = dtype_name(x)
+    if name in SUPPORTED:
+        return
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        raise TypeError(f"{what} is {x.dtype.name} in another byte order; pass x.astype(x.dtype.newbyteorder('='))")
+    later = "half precision and complex are not supported yet; " if "float16" in name or "complex" in name else ""
+    raise TypeError(f"{what} is {name}; {later}pass one of {', '.join(SUPPORTED)}, such as x.astype('float32')")

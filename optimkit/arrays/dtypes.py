@@ -1,0 +1,64 @@
+"""Dtypes: one record for each that optimkit computes with. Everything else asks the record.
+
+A weight lies in memory in one dtype, and is computed with in another where they differ (half precision);
+a complex number is a pair of reals. Engines are told here how they load and store each.
+
+>>> DTYPES["float32"].itemsize, DTYPES["float32"].compute
+(4, 'float32')
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DType:
+    """What is known of a dtype.
+
+    Attributes
+    ----------
+    name : str
+        As NumPy and the array API call it.
+    kind : {"real", "complex"}
+    itemsize : int
+        Bytes of an element in memory.
+    compute : str
+        The dtype of the arithmetic, and of state.
+    parts : int
+        Reals of the compute dtype that an element is made of.
+    cpu : str
+        The suffix of the functions that load and store it in CPU kernels: `load_float32`.
+    cuda : str
+        Its C++ type on a GPU; a cast takes it to the compute type and back.
+    """
+
+    name: str
+    kind: str
+    itemsize: int
+    compute: str
+    parts: int
+    cpu: str
+    cuda: str
+
+    @property
+    def code(self) -> int:
+        """The number by which kernels tell dtypes apart."""
+        return list(DTYPES).index(self.name)
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The dtype in NumPy."""
+        return np.dtype(self.name)
+
+
+DTYPES: dict[str, DType] = {
+    dtype.name: dtype
+    for dtype in (
+        DType("float32", "real", 4, "float32", 1, cpu="float32", cuda="float"),
+        DType("float64", "real", 8, "float64", 1, cpu="float64", cuda="double"),
+    )
+}
+SUPPORTED = tuple(DTYPES)

@@ -1,0 +1,1 @@
+"""What is kept of each parameter, and of each group of values."""

@@ -1,0 +1,153 @@
+"""An `Entry`: a parameter in an optimizer: its Param, where it stands in the caller's container, its count and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from optimkit import arrays
+from optimkit.arrays import DTYPES, DType, MemoryOrder
+from optimkit.containers.param import Param
+from optimkit.containers.tree import Leaf, data_of
+from optimkit.driver.entries.group import Group
+from optimkit.rules.chain import SlotKey
+from optimkit.rules.slots import Slot
+
+
+@dataclass(eq=False)
+class Entry:
+    """A parameter in an optimizer.
+
+    `anchor` is what stands in the container (an array, a Param, a tensor, a holder). `slots` are flat
+    arrays in memory order of the weight; `uniforms` are 0-d float64 arrays, the slots per parameter.
+    """
+
+    name: str
+    param: Param
+    group: Group
+    leaf: Leaf
+    t: int = 0
+    frozen: bool = False
+    slots: dict[SlotKey, Any] = field(default_factory=dict)
+    uniforms: dict[SlotKey, np.ndarray] = field(default_factory=dict)
+    order: MemoryOrder = field(init=False)
+    order_before: MemoryOrder | None = None
+    view: Any = field(init=False)
+    taken: Any = field(init=False)  # the Param's array when it was last looked at
+    address: int = 0  # of an array that may get other memory behind our back
+    handed_out: bool = False  # the caller has seen `param`, and may set its data
+
+    def __post_init__(self) -> None:
+        self.take_data()
+
+    @property
+    def anchor(self) -> Any:
+        return self.leaf.value
+
+    @property
+    def dtype(self) -> DType:
+        return DTYPES[self.param.dtype]
+
+    @property
+    def library(self) -> arrays.Library:
+        return arrays.named(self.param.library)
+
+    @property
+    def bucket_key(self) -> tuple[Any, ...]:
+        """What one call of an engine has in common, beside the chain."""
+        return self.param.library, self.param.device, self.param.dtype
+
+    def take_data(self) -> bool:
+        """Look at the Param's array again; True if its memory order changed."""
+        old = getattr(self, "order", None)
+        self.taken = self.param.data
+        self.view = arrays.view(self.param.data)
+        self.order = MemoryOrder.of(self.view)
+        if self.library.rebinds_memory:
+            self.address = arrays.address(self.param.data)
+        if old is not None and old != self.order:
+            self.order_before = old
+            return True
+        return False
+
+    def adopt(self, now: Any) -> None:
+        """What stands in the container now: another array, or another object with the same one; checked before."""
+        if isinstance(now, Param):
+            self.param = now
+            now.placed(self.name)
+        elif self.param is self.anchor:
+            self.param = Param(data_of(now), None, self.name)
+        else:
+            self.param.take_same(data_of(now))
+        self.leaf.value = now
+
+    def renew(self, fresh: Entry, keep_counts: bool) -> None:
+        """Take the array and the slots of another entry."""
+        self.slots = fresh.slots
+        if not keep_counts:
+            self.uniforms, self.t = fresh.uniforms, 0
+        self.order_before = None
+        self.view, self.order, self.address, self.taken = fresh.view, fresh.order, fresh.address, fresh.taken
+
+    # ---- arrays in memory order
+
+    def in_order(self, x: Any) -> Any:
+        """An array of the weight's shape, or a slot, seen in memory order of the weight."""
+        return self.order.apply(x)
+
+    def in_shape(self, x: Any) -> Any:
+        """An array in memory order, flat or not, seen in the weight's shape."""
+        return self.order.restore(x, self.param.shape)
+
+    def in_memory_shape(self, flat: Any) -> Any:
+        """A flat array in memory order, with the axes of the weight in that order."""
+        return arrays.namespace(flat).reshape(flat, self.order.shape(self.param.shape))
+
+    # ---- state
+
+    def reorder_slots(self) -> None:
+        """Bring the slots into the memory order that the weight has now."""
+        assert self.order_before is not None
+        for key, flat in self.slots.items():
+            seen = self.order_before.restore(flat, self.param.shape)
+            self.slots[key] = self.in_order(seen).copy().reshape(-1)
+
+    def ensure_slots(self, declared: Mapping[SlotKey, Slot]) -> None:
+        """Make the state that is declared and that this entry does not have yet."""
+        for key, slot in declared.items():
+            if slot.extent == "parameter":
+                self.uniforms.setdefault(key, np.full((), slot.value))
+            elif slot.extent == "element" and key not in self.slots:
+                self.slots[key] = self.make_flat(slot)
+
+    def make_flat(self, slot: Slot) -> Any:
+        """An array for a slot, as it starts: flat, in memory order."""
+        seen = self.in_order(self.view)
+        xp = arrays.namespace(seen)
+        if slot.kind == "copy_of_weight":
+            return xp.reshape(xp.asarray(seen, copy=True), (-1,))
+        if slot.value == 0.0:  # zeros come from untouched pages
+            return xp.zeros((self.param.size,), dtype=seen.dtype, device=seen.device)
+        return xp.full((self.param.size,), slot.value, dtype=seen.dtype, device=seen.device)
+
+    def value(self, key: SlotKey) -> Any:
+        """A live view of a slot: in the weight's shape and library, or 0-d float64."""
+        if key in self.uniforms:
+            return self.uniforms[key]
+        return arrays.from_view(self.in_shape(self.slots[key]), self.param.data)
+
+    def set_value(self, key: SlotKey, new: Any) -> None:
+        """Fill a slot with an array of the weight's shape, or a number."""
+        if key in self.uniforms:
+            self.uniforms[key][...] = float(new)
+        else:
+            seen = self.in_shape(self.slots[key])
+            seen[...] = arrays.view(arrays.copy_of(new, self.param.data))
+
+    def put_slot(self, key: SlotKey, value: Any) -> None:
+        """Have a slot of one's own with these values, of the weight's shape."""
+        seen = arrays.view(arrays.copy_of(value, self.param.data))
+        self.slots[key] = self.in_order(seen).copy().reshape(-1)

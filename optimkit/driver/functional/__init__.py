@@ -1,0 +1,1 @@
+"""The functional form: `init` and `apply`, on immutable arrays and inside of a jit."""

@@ -1,0 +1,151 @@
+"""Gradients of a step: found, and checked where they are not what they were.
+
+Nothing here keeps an array alive: what was seen is remembered as a fingerprint and an address. A step asks
+
+    values, _ = gradients.collect(grads)                # by parameter, None for none
+    views = gradients.check(values, zero_grad, False)   # what engines have not seen yet
+    ... hand them over ...
+    gradients.settle()
+
+and what raises in between is looked at anew in the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optimkit import arrays
+from optimkit.arrays import UNSEEN
+from optimkit.containers.mirror import Mirror
+from optimkit.containers.param import Param, check_gradient
+from optimkit.containers.tree import Tree
+from optimkit.counting import counters
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.gradients import overlaps
+from optimkit.driver.gradients.byte_ranges import ByteRanges
+from optimkit.driver.gradients.fingerprints import Fingerprints, MakeCompiled
+
+
+class Gradients:
+    """The gradients of the entries of an optimizer, step by step.
+
+    `sharing` are the places of gradients that share memory, which no pass may zero while it reads. `ever` says that there
+    once was a gradient, `passed` that the latest were passed to `step`.
+    """
+
+    def __init__(self, entries: Sequence[Entry], roots: Sequence[Tree], ever: bool = False) -> None:
+        self.entries = list(entries)
+        self.ever, self.passed = ever, False
+        self.settled = False
+        self.make: MakeCompiled | None = None  # compares in compiled code, where all arrays are NumPy's
+        self.frozen: list[int] | None = None
+        self.sharing: frozenset[int] = frozenset()
+        self.ranges = ByteRanges(self.entries)
+        self.fingerprints = Fingerprints(self.ranges)
+        self.mirror = Mirror(roots, [entry.name for entry in self.entries])
+        anchors = [entry.anchor for entry in self.entries]
+        self._holders = [place for place, x in enumerate(anchors) if not isinstance(x, Param) and hasattr(x, "grad")]
+
+    # ---- what there is
+
+    def collect(self, grads: Any) -> tuple[list[Any], list[Any]]:
+        """The gradients by entry, None for none, and those of frozen parameters, which take no part.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If they do not mirror the parameters, or there never were any.
+        """
+        self.passed = grads is not None
+        if self.passed:
+            self.ever = True
+        values = self.mirror.read(grads) if self.passed else self._own()
+        if self.frozen is None:
+            self.frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
+        aside = [values[place] for place in self.frozen]
+        for place in self.frozen:
+            values[place] = None
+        return values, aside
+
+    def _own(self) -> list[Any]:
+        values = [entry.param.grad for entry in self.entries]
+        for place in self._holders:
+            found = getattr(self.entries[place].anchor, "grad", None)
+            values[place] = values[place] if found is None else found
+        self.ever = self.ever or any(value is not None for value in values)
+        if not self.ever:
+            raise TypeError(
+                "step() found no gradients: the parameters have none in .grad. Pass them, opt.step(grads), "
+                "or set them, opt['name'].grad = array"
+            )
+        return values
+
+    # ---- what is new
+
+    def replaced_weight(self, place: int) -> None:
+        """A weight is another array: its gradient, and what memory they share, is looked at anew."""
+        self.fingerprints.keep(place, UNSEEN)
+        self.ranges.keep_weight(place)
+
+    def check(self, values: list[Any], zero: bool, anew: bool) -> dict[int, Any]:
+        """The views, by place, of gradients that engines have not seen; the rest only moved.
+
+        `zero` says that they will be written, `anew` that engines have seen none. An array that shares memory with a
+        weight is copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient does not fit its weight, or weights share memory. Nothing is handed over.
+        """
+        compared = self.settled = self.settled and not anew
+        if compared and self.make is not None and self.fingerprints.compiled is None:
+            self.fingerprints.compile(self.make)
+        others = self.fingerprints.compare(values) if compared else list(range(len(values)))
+        if zero:
+            self._check_writable(values, compared)
+        if not others and compared and not self.fingerprints.moved:
+            return {}
+        views = {place: self._view(place, values[place]) for place in others}
+        self.settled = False
+        for place, view in views.items():
+            self.fingerprints.keep(place, values[place], self.ranges.keep_gradient(place, view))
+        if self.sharing or self.fingerprints.meet(compared and not others):
+            views = self._separate(values, views)
+        return views
+
+    def _view(self, place: int, value: Any) -> Any:
+        if value is None:
+            return None
+        counters.gradients_checked += 1
+        check_gradient(self.entries[place].name, self.entries[place].param, value)
+        return arrays.view(value)
+
+    def _check_writable(self, values: list[Any], compared: bool) -> None:
+        for place in self.fingerprints.read_only(values, compared):
+            raise ValueError(
+                f"gradient of {self.entries[place].name!r} is read-only and can't be zeroed; pass a writable array, "
+                "or leave out zero_grad=True"
+            )
+
+    def _separate(self, values: list[Any], views: dict[int, Any]) -> dict[int, Any]:
+        """All views, where some may share memory: those that do so with a weight as copies."""
+        every = {place: views[place] if place in views else arrays.view(x) for place, x in enumerate(values) if x is not None}
+        copies, shared = overlaps.gradient_conflicts(self.entries, [every.get(place) for place in range(len(values))])
+        for place in copies:
+            every[place] = every[place].copy()
+            self.fingerprints.keep(place, UNSEEN)
+        self.sharing = frozenset(copies | shared)
+        return {**dict.fromkeys(range(len(values))), **every}
+
+    def settle(self) -> None:
+        """Engines have what `check` gave and know what moved."""
+        self.fingerprints.settle()
+        self.settled = True
+
+
+def own_gradient(entry: Entry) -> Any:
+    """The gradient that stands at the parameter itself: `.grad` of its tensor, holder or Param."""
+    found = getattr(entry.anchor, "grad", None)
+    return entry.param.grad if found is None else found

@@ -1,0 +1,92 @@
+"""Fingerprints of gradients: how a step sees which were replaced, without keeping any alive.
+
+An array with the fingerprint of the one before, at another address, needs no check, only its address:
+
+    others = fingerprints.compare(values)              # these have another one, and have to be checked
+    fingerprints.now - fingerprints.before             # how far the rest moved
+
+Every gradient is looked at in every step: one that was freed, resized or given another shape in place is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from optimkit.arrays import UNSEEN, Fingerprint, fingerprint, is_read_only
+from optimkit.driver.gradients.byte_ranges import ByteRanges
+
+
+class Compiled(Protocol):
+    """The comparison in compiled code, for NumPy arrays."""
+
+    moved: bool
+    meet: bool
+    read_only: bool
+
+    def keep(self, place: int, seen: Fingerprint) -> None: ...
+
+    def compare(self, values: list[Any]) -> list[int]: ...
+
+
+MakeCompiled = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Compiled]
+
+
+class Fingerprints:
+    """The fingerprints of gradients, None where there was none; their addresses and `ranges` say whether they share memory."""
+
+    def __init__(self, ranges: ByteRanges) -> None:
+        n = len(ranges.entries)
+        self.ranges = ranges
+        self.seen: list[Fingerprint] = [UNSEEN] * n
+        self.before, self.now = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.moved = False  # whether some array with the same fingerprint is at another address
+        self.compiled: Compiled | None = None
+
+    def compile(self, make: MakeCompiled) -> None:
+        """Compare in compiled code from now on."""
+        self.compiled = make(self.before, self.now, self.ranges.weights, self.ranges.gradients)
+        for place, seen in enumerate(self.seen):
+            self.compiled.keep(place, seen)
+
+    def compare(self, values: list[Any]) -> list[int]:
+        """The places of the gradients with another fingerprint than before; `now` has the addresses of the rest."""
+        if self.compiled is not None:
+            others = self.compiled.compare(values)
+            self.moved = self.compiled.moved
+            return others
+        now, others = self.before.tolist(), []
+        for place, (before, x) in enumerate(zip(self.seen, values, strict=True)):
+            seen, address = fingerprint(x)
+            if seen == before and seen is not UNSEEN:
+                now[place] = address
+            else:
+                others.append(place)
+        self.now[:] = now
+        self.moved = bool((self.now != self.before).any())
+        return others
+
+    def meet(self, compared: bool) -> bool:
+        """Whether some array's memory may be that of another gradient or weight."""
+        if compared and self.compiled is not None:
+            return self.compiled.meet
+        return self.ranges.meet(self.now)
+
+    def keep(self, place: int, x: Any, address: int = 0) -> None:
+        """A gradient was checked: this is its fingerprint now. UNSEEN: check it again in the next step."""
+        seen = self.seen[place] = UNSEEN if x is UNSEEN else fingerprint(x)[0]
+        self.now[place] = address
+        if self.compiled is not None:
+            self.compiled.keep(place, seen)
+
+    def settle(self) -> None:
+        """Engines have the new addresses: they are those before, in the next step."""
+        self.before[:] = self.now
+
+    def read_only(self, values: Sequence[Any], compared: bool) -> list[int]:
+        """The places of gradients that can't be zeroed, as far as their library says."""
+        if compared and self.compiled is not None and not self.compiled.read_only:
+            return []
+        return [place for place, x in enumerate(values) if is_read_only(x)]

@@ -1,0 +1,1 @@
+"""Parameters that join, leave, are replaced, or become another array in the caller's container."""

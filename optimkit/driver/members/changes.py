@@ -1,0 +1,98 @@
+"""Parameters that join, leave, or start anew. Everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optimkit.containers.growth import Growth, grow, prune, split_groups
+from optimkit.containers.param import Param, Where
+from optimkit.containers.tree import Leaf, check_names, data_of
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.entries.group import Group
+from optimkit.driver.gradients.collect import own_gradient
+from optimkit.driver.gradients.overlaps import check_weights
+from optimkit.driver.run import Run
+
+
+def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callable[[Mapping[str, Any]], Group]) -> None:
+    """Take parameters in, with values of their own; `make_group` makes a group of such values."""
+    specifications = split_groups(params)
+    found: list[tuple[Group, Growth]] = []
+    for number, (source, own) in enumerate(specifications):
+        merged = {**values, **own}
+        group = make_group(merged) if merged else run.groups[0]
+        name = str(number) if len(specifications) > 1 and not isinstance(source, Mapping) else ""
+        found.append((group, grow(run.roots, source, name)))
+        if len(specifications) > 1 and not found[-1][1].leaves():
+            why = "its container is empty, or an iterator that was already used up"
+            raise ValueError(f"group {number} has no parameters: {why}")
+    leaves = [leaf for _, growth in found for leaf in growth.leaves()]
+    check_names([*(entry.leaf for entry in run.entries), *leaves] if leaves else [])
+    added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
+    check_weights({entry.name: entry.param.data for entry in [*run.entries, *added]})
+    for entry in added:
+        entry.param.placed(entry.name)
+    for _, growth in found:
+        growth.apply()
+    run.entries = [*run.entries, *added]
+    run.roots = [*run.roots, *(root for _, growth in found for root in growth.roots)]
+    run.groups = list(dict.fromkeys(entry.group for entry in run.entries))
+    run.forget()
+
+
+def _make_entry(leaf: Leaf, group: Group) -> Entry:
+    value = leaf.value
+    param = value if isinstance(value, Param) else Param(data_of(value), None, leaf.name)
+    return Entry(leaf.name, param, group, leaf)
+
+
+def remove(run: Run, name: str) -> None:
+    """Let a parameter go, with its state."""
+    entry = run.entry(name)
+    run.forget()
+    run.entries = [other for other in run.entries if other is not entry]
+    run.roots = [root for root in run.roots if prune(root, entry.leaf)]
+    run.groups = list(dict.fromkeys(each.group for each in run.entries)) or run.groups[:1]
+
+
+def reset(run: Run, where: Where) -> None:
+    """Forget state and counts. What is constant is the caller's, and stays."""
+    chosen = run.select(where)
+    run.forget()
+    for entry in chosen:
+        constant = {key for key, slot in run.chain(entry).slots().items() if slot.is_constant}
+        entry.slots = {key: value for key, value in entry.slots.items() if key in constant}
+        entry.uniforms.clear()
+        entry.t = 0
+    if where is None:
+        run.shared.clear()
+
+
+def set_frozen(run: Run, where: Where, frozen: bool) -> None:
+    """Freeze parameters, or let them go on."""
+    for entry in run.select(where):
+        entry.frozen = frozen
+    if run.gradients is not None:
+        run.gradients.frozen = None
+
+
+def zero_own_gradients(run: Run, set_to_none: bool) -> None:
+    """Zero the gradients in `.grad`, or take them away."""
+    run.require_entries()
+    found = [(entry, own_gradient(entry)) for entry in run.entries]
+    nothing = all(gradient is None for _, gradient in found)
+    if nothing and not set_to_none and run.gradients is not None and run.gradients.passed:
+        raise RuntimeError(
+            "zero_grad() found no gradients in .grad; gradients passed to step(grads) are the caller's: "
+            "use step(grads, zero_grad=True)"
+        )
+    for entry, gradient in found:
+        if gradient is None:
+            continue
+        if not set_to_none:
+            gradient[...] = 0.0
+        elif entry.param.grad is gradient:
+            entry.param.grad = None
+        else:
+            entry.anchor.grad = None

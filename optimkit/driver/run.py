@@ -1,0 +1,222 @@
+"""The run of an optimizer: what it trains, where it stands, and what is prepared for its next step.
+
+`Optimizer` is the face that users see; it has one `Run`, and hands it to whatever works on it: membership, numbers,
+steps, state. What is prepared is made anew after a change of structure (`forget`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optimkit import arrays
+from optimkit.containers.param import Where, matches
+from optimkit.containers.tree import Tree
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.entries.group import Group
+from optimkit.driver.gradients.collect import Gradients
+from optimkit.driver.members.watch import ContainerWatch
+from optimkit.driver.steps.bucket import Bucket
+from optimkit.driver.steps.build import Steps, build_buckets
+from optimkit.driver.steps.uniforms import Shared
+from optimkit.rules.chain import Chain
+from optimkit.rules.links import Transform, check_where
+from optimkit.rules.numbers import coerce_number
+from optimkit.rules.rule import Rule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of an optimizer that hold for its life."""
+
+    maximize: bool = False
+    nonfinite: str = "allow"
+    engine: str | None = None
+    capturable: bool = False
+
+
+@dataclass(eq=False)
+class Run:
+    """What an optimizer trains, and where it stands.
+
+    Attributes
+    ----------
+    kind : type
+        The class of the optimizer.
+    links : sequence of Transform
+        Its links: those of a preset, transforms, penalty.
+    groups, entries, roots
+        Groups of values, parameters, and the containers that these stand in.
+    shared : dict
+        The slots that the optimizer has once, by key.
+    count : int
+        How often `step` was called.
+    ever : bool
+        Whether there ever was a gradient.
+    stepping : bool
+        A step is under way.
+    steps, gradients, watch
+        What is prepared for the next step; None after a change of structure.
+    versions : int
+        The versions of the links' structure that the steps were made for.
+    captured : list
+        What CUDA graphs of this optimizer go on using.
+    """
+
+    kind: type[Rule]
+    settings: Settings
+    links: Sequence[Transform]
+    groups: list[Group]
+    entries: list[Entry] = field(default_factory=list)
+    roots: list[Tree] = field(default_factory=list)
+    shared: Shared = field(default_factory=dict)
+    count: int = 0
+    ever: bool = False
+    stepping: bool = False
+    steps: Steps | None = None
+    gradients: Gradients | None = None
+    watch: ContainerWatch | None = None
+    versions: int = 0
+    captured: list[Any] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        _living.add(self)
+
+    # ---- looking up
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+    def entry(self, name: str) -> Entry:
+        """The parameter of a name, with its count as it is now."""
+        self.store_counts()
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.names) or 'none yet'}")
+
+    def select(self, where: Where) -> list[Entry]:
+        """The parameters that `where` selects, with their counts; an error where there are none."""
+        check_where(where)
+        self.store_counts()
+        chosen = [entry for entry in self.entries if matches(where, entry.param, entry.name)]
+        if not chosen:
+            known = ", ".join(self.names) or "none yet"
+            raise ValueError(f"where = {where!r} selects none of the parameters {known}")
+        return chosen
+
+    def require_entries(self) -> None:
+        """Raise RuntimeError where there are no parameters."""
+        if not self.entries:
+            raise RuntimeError(f"{self.kind.__name__} has no parameters yet; call opt.bind(params)")
+
+    # ---- rules and numbers
+
+    def chain(self, entry: Entry | None = None) -> Chain:
+        """The chain of a parameter; without one, that of the first group with all links."""
+        group = self.groups[0] if entry is None else entry.group
+        param, name = (None, None) if entry is None else (entry.param, entry.name)
+        return Chain.of(group.rule(self.kind), self.links, self.settings.maximize, param, name)
+
+    def number(self, group: Group, key: tuple[int, str, int | None], count: Any = None) -> Any:
+        """The value of a number of the chain in this step; `key` is (rule, name, position).
+
+        A schedule is called with the count of steps, or with `count`, which may be known to a jitted function alone.
+        """
+        index, name, position = key
+        rule: Any = self.kind if index == 0 else self.links[index - 1]
+        value = group.values[name] if index == 0 else rule.__dict__[name]
+        value = value if position is None else value[position]
+        if callable(value):
+            count = self.count if count is None else count
+            label = self.kind.__name__ if index == 0 else type(rule).__name__
+            what = f"{label}: {name}, given by {value!r} for step {count},"
+            value = value(count)
+            if not arrays.is_traced(value):
+                value = coerce_number(what, value, rule._numbers[name].range_of(position))
+        for factor in group.factors.values() if index == 0 and name == "lr" else ():
+            value = value * factor
+        return value
+
+    def step_number(self, group: Group, key: Any) -> float:
+        """The value of a number of the chain for the step that begins.
+
+        Raises
+        ------
+        ValueError
+            If it is too large, or a schedule gave a number out of range.
+        """
+        value = float(self.number(group, key))
+        if value == float("inf"):
+            label, name = self.kind.__name__, key[1]
+            raise ValueError(f"{label}: {name} = {group.values[name]!r} times the schedulers' factors is too large for a float")
+        return value
+
+    # ---- what is prepared
+
+    def build_buckets(self) -> list[Bucket]:
+        """The buckets of the parameters as they are now."""
+        settings = self.settings
+        check, device_count = settings.nonfinite != "allow", settings.nonfinite == "skip" or settings.capturable
+        return build_buckets(self.entries, self.chain, check, settings.engine, device_count)
+
+    def ready_steps(self) -> Steps:
+        """The steps, made anew where structure changed."""
+        if self.steps is None:
+            settings = self.settings
+            steps = Steps(self.build_buckets(), len(self.entries), self.shared, settings.nonfinite, settings.capturable)
+            if self.captured:
+                warnings.warn(
+                    "a CUDA graph of this optimizer goes on with the arrays, counts and structure that it was captured "
+                    "with: capture again",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
+            self.steps = steps
+        return self.steps
+
+    def ready_gradients(self) -> tuple[Gradients, ContainerWatch]:
+        """What looks at gradients and at the containers, made anew where structure changed."""
+        if self.gradients is None or self.watch is None:
+            self.gradients = Gradients(self.entries, self.roots, self.ever)
+            self.watch = ContainerWatch(self.entries, self.roots)
+        return self.gradients, self.watch
+
+    def check_versions(self) -> None:
+        """Make the buckets anew where the structure of a link was changed."""
+        versions = sum(link.__dict__.get("_version", 0) for link in self.links)
+        if versions != self.versions:
+            self.store_counts()
+            self.steps, self.versions = None, versions
+
+    def forget(self) -> None:
+        """Structure changed: what is prepared is made anew at the next step."""
+        self.store_counts()
+        if self.gradients is not None:
+            self.ever = self.gradients.ever
+        self.steps = self.gradients = self.watch = None
+
+    def store_counts(self) -> None:
+        """Write the update counts back to the entries."""
+        if self.steps is not None:
+            self.steps.store_counts()
+
+
+_living: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """A thread that held a lock when the process was forked is not there in the child."""
+    for run in list(_living):
+        run.lock, run.stepping = threading.RLock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -1,0 +1,184 @@
+"""Saved states taken over again: first every difference is listed, then everything is written.
+
+    opt.load_state_dict(saved)       # ValueError with all that does not fit, and nothing changed
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from optimkit import arrays
+from optimkit.driver.entries.group import Group
+from optimkit.driver.run import Run
+from optimkit.driver.state.saving import FORMAT
+from optimkit.driver.state.views import SlotView, StateView
+
+_PARTS = {"format": int, "optimizer": str, "count": int, "groups": list, "links": list, "shared": Mapping, "state": Mapping}
+
+
+def load_state_dict(run: Run, saved: Any) -> None:
+    """Take over a copy of a saved state, or raise one ValueError with every difference, nothing changed."""
+    state = StateView(run)
+    views = dict(state)
+    problems = _differences(run, saved, views)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"the saved state does not fit this {run.kind.__name__}; nothing was changed:\n{listed}")
+    groups = [_make_group(run, own) for own in saved["groups"]]
+    run.forget()
+    for group, own in zip(groups, saved["groups"], strict=True):
+        for name in own["params"]:
+            views[name]._entry.group = group
+    run.groups = groups
+    for name, view in views.items():
+        part = saved["state"][name]
+        for slot, value in part["slots"].items():
+            view._entry.set_value(view.key(slot), value)
+        view._entry.t, view._entry.frozen = int(part["t"]), bool(part["frozen"])
+    for link, own in zip(run.links, saved["links"], strict=True):
+        for name, value in _restored(link.__dict__, own, link).items():
+            link._set_number(name, value)
+    for name, value in saved["shared"].items():
+        state.shared[name][...] = value
+    run.count = int(saved["count"])
+
+
+def _make_group(run: Run, own: Mapping[str, Any]) -> Group:
+    """A group as it was saved; schedules, structure and schedulers' factors are those of here."""
+    here = _group_of(run, own["params"]) or run.groups[0]
+    return Group({**here.values, **_restored(here.values, own, run.kind)}, dict(here.factors))
+
+
+def _group_of(run: Run, names: Any) -> Group | None:
+    """The group of here in which all these parameters are."""
+    found = list(dict.fromkeys(entry.group for entry in run.entries if entry.name in names))
+    return found[0] if len(found) == 1 else None
+
+
+def _restored(values: Mapping[str, Any], own: Mapping[str, Any], rule: Any) -> dict[str, Any]:
+    """The saved numbers, but for those that are schedules here, or follow another number."""
+    found = {}
+    for name, value in own["numbers"].items():
+        parts = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if all(part is None or isinstance(part, float) for part in parts):
+            found[name] = _coerce(rule, name, value)
+    return found
+
+
+def _coerce(rule: Any, name: str, value: Any) -> Any:
+    return rule._numbers[name].coerce(tuple(value) if isinstance(value, list) else value)
+
+
+def _differences(run: Run, saved: Any, views: Mapping[str, SlotView]) -> list[str]:
+    """What does not fit, in words."""
+    problems = _malformed(saved)
+    if problems:
+        return problems
+    if saved["format"] != FORMAT:
+        return [f"its format is {saved['format']}, this version reads {FORMAT}"]
+    if saved["optimizer"] != run.kind.__name__:
+        problems.append(f"it was saved by {saved['optimizer']}")
+    problems += [f"parameter {name!r} is missing in it" for name in views if name not in saved["state"]]
+    problems += [f"parameter {name!r} is unknown here" for name in saved["state"] if name not in views]
+    for name, view in views.items():
+        if name in saved["state"]:
+            problems += _slot_differences(name, view, saved["state"][name])
+    problems += _rule_differences(run, saved, views)
+    known = set(StateView(run).shared)
+    if set(saved["shared"]) != known:
+        problems.append(f"its shared slots are {sorted(saved['shared'])}, here are {sorted(known)}")
+    return problems
+
+
+def _malformed(saved: Any) -> list[str]:
+    """What keeps it from being a state dict at all."""
+    if not isinstance(saved, Mapping):
+        return [f"it is a {type(saved).__name__}, not the dict that state_dict() gives"]
+    problems = []
+    for name, kind in _PARTS.items():
+        if name not in saved:
+            problems.append(f"it is no state_dict of an optimizer: it lacks {name!r}")
+        elif not isinstance(saved[name], kind):
+            problems.append(f"its {name!r} is a {type(saved[name]).__name__}, not a {kind.__name__}")
+    if problems:
+        return problems
+    for part, needed in (("groups", ("params", "numbers", "structure")), ("links", ("class", "numbers", "structure"))):
+        if not all(isinstance(each, Mapping) and all(name in each for name in needed) for each in saved[part]):
+            problems.append(f"its {part!r} are no list of dicts with {', '.join(needed)}")
+    for name, part in saved["state"].items():
+        if not isinstance(part, Mapping) or not all(each in part for each in ("t", "frozen", "slots")):
+            problems.append(f"the state of {name!r} has no t, frozen and slots")
+        elif not _is_count(part["t"]) or not isinstance(part["slots"], Mapping):
+            problems.append(f"the state of {name!r} has t = {part['t']!r} and slots in a {type(part['slots']).__name__}")
+    if not _is_count(saved["count"]):
+        problems.append(f"its count is {saved['count']!r}, not a whole number from 0")
+    return problems
+
+
+def _is_count(t: Any) -> bool:
+    try:
+        return not isinstance(t, bool) and operator.index(t) >= 0
+    except TypeError:
+        return False
+
+
+def _slot_differences(name: str, view: SlotView, part: Mapping[str, Any]) -> list[str]:
+    slots = part["slots"]
+    problems = [f"{name!r}: slot {slot!r} is missing in it" for slot in view if slot not in slots]
+    problems += [f"{name!r}: slot {slot!r} is unknown here" for slot in slots if slot not in view]
+    for slot in view:
+        mine, theirs = view[slot], slots.get(slot)
+        if slot not in slots or (isinstance(theirs, float) and view.key(slot) in view._entry.uniforms):
+            continue
+        if not arrays.is_array(theirs):
+            problems.append(f"{name!r}: slot {slot!r} is {arrays.describe(theirs)}, not an array")
+        elif tuple(theirs.shape) != tuple(mine.shape):
+            problems.append(f"{name!r}: slot {slot!r} has shape {tuple(theirs.shape)}, here {tuple(mine.shape)}")
+        elif arrays.dtype_name(theirs) != arrays.dtype_name(mine):
+            dtypes = f"{arrays.dtype_name(theirs)}, here {arrays.dtype_name(mine)}"
+            problems.append(f"{name!r}: slot {slot!r} is {dtypes}; nothing is cast silently: convert it if that is meant")
+    return problems
+
+
+def _rule_differences(run: Run, saved: Mapping[str, Any], views: Mapping[str, SlotView]) -> list[str]:
+    """How the groups and links differ; groups that were split further are split here too."""
+    problems = []
+    kind = run.kind.__name__
+    listed = sorted(name for own in saved["groups"] for name in own["params"])
+    if listed != sorted(saved["state"]):
+        problems.append(f"its groups hold {listed}, its state {sorted(saved['state'])}")
+    for own in saved["groups"]:
+        here = _group_of(run, own["params"])
+        if here is None and any(name in views for name in own["params"]):
+            problems.append(f"its group of {', '.join(own['params'])} is more than one group here")
+            continue
+        problems += _field_differences(kind, run.kind, (here or run.groups[0]).values, own)
+    links = [type(link).__name__ for link in run.links]
+    saved_links = [own["class"] for own in saved["links"]]
+    if saved_links != links:
+        problems.append(f"it has the links {saved_links}, here are {links}")
+        return problems
+    for link, own in zip(run.links, saved["links"], strict=True):
+        problems += _field_differences(type(link).__name__, link, link.__dict__, own)
+    return problems
+
+
+def _field_differences(label: str, rule: Any, values: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, value in own["numbers"].items():
+        if name not in rule._numbers:
+            problems.append(f"{label} has no number {name!r}")
+            continue
+        try:
+            _coerce(rule, name, value)
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+    for name, value in own["structure"].items():
+        if name not in values:
+            problems.append(f"{label} has no field {name!r}")
+        elif values[name] != value:
+            problems.append(f"{label}: it was saved with {name} = {value!r}, here {name} = {values[name]!r}")
+    return problems
+

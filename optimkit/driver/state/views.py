@@ -1,0 +1,76 @@
+"""Live views of the state: `opt.state["psi"]["m"]` is the array that the next step reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.run import Run
+from optimkit.rules.chain import SlotKey
+
+
+class SlotView(Mapping[str, Any]):
+    """The slots of one parameter, live: `view["m"]` is an array; `view.t` counts its updates."""
+
+    def __init__(self, run: Run, entry: Entry) -> None:
+        chain = run.chain(entry)
+        declared = chain.slots()
+        entry.ensure_slots(declared)
+        self._run, self._entry = run, entry
+        self._keys = {chain.slot_label(key): key for key, slot in declared.items() if slot.extent != "optimizer"}
+
+    @property
+    def t(self) -> int:
+        """How many updates this parameter has had."""
+        self._run.store_counts()
+        return self._entry.t
+
+    def key(self, name: str) -> SlotKey:
+        """Which rule's slot has this name."""
+        return self._keys[name]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._keys:
+            known = ", ".join(self._keys) or "none"
+            raise KeyError(f"there is no slot {name!r}; there are {known}; those per optimizer are in opt.state.shared")
+        return self._entry.value(self._keys[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return f"<state of {self._entry.name!r}: t={self.t}, slots {', '.join(self._keys) or 'none'}>"
+
+
+class StateView(Mapping[str, SlotView]):
+    """The state of all parameters, live, by name. `view.shared` has the slots per optimizer."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The slots that the optimizer has once, 0-d float64 arrays."""
+        chain = self._run.chain()
+        for key, slot in chain.slots().items():
+            if slot.extent == "optimizer":
+                self._run.shared.setdefault(key, np.full((), slot.value))
+        return {chain.slot_label(key): value for key, value in self._run.shared.items()}
+
+    def __getitem__(self, name: str) -> SlotView:
+        return SlotView(self._run, self._run.entry(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._run.names)
+
+    def __len__(self) -> int:
+        return len(self._run.names)
+
+    def __repr__(self) -> str:
+        return f"<state of {len(self)} parameters: {', '.join(self)}>"

@@ -1,0 +1,168 @@
+"""Buckets: parameters that one compiled call serves.
+
+They share library, device, dtype and the structure of their chain. Groups, rates and step counts
+are rows of the scalar table, one for each distinct (group, t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit import arrays
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.entries.group import Group
+from optimkit.engines.protocol import Engine, Member, Tables
+from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
+from optimkit.rules.chain import Chain, SlotKey
+from optimkit.rules.slots import Slot, zeros
+
+SMALL = 1 << 16  # elements of a parameter whose slots may lie beside those of others
+LINE = 16  # elements at least in a line of the cache: where the next one's slot may start
+
+
+class Bucket:
+    """Some entries, their plan, and the engine at work on them."""
+
+    def __init__(self, entries: Sequence[Entry], places: Sequence[int], chain: Chain, plan: Plan, engine: Engine) -> None:
+        self.entries, self.chain, self.plan, self.engine = list(entries), chain, plan, engine
+        self.places = np.array(places, np.int64)  # of the entries among all of the optimizer's
+        self.members = self._make_members()
+        self.runner: Any = engine.runner(plan, entries[0].dtype, self.members)
+        self.t = np.array([entry.t for entry in entries], np.int64)
+        self.groups: list[Group] = list(dict.fromkeys(entry.group for entry in entries))
+        self.group_of = np.array([self.groups.index(entry.group) for entry in entries], np.int64)
+        self.active, self.n_active = np.zeros(len(entries), bool), 0
+        self.classes: list[tuple[int, int]] = []
+        n = len(entries)
+        self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
+        self.counts_on_device = False
+        self._sorted = False
+        self._number_of = {place: number for number, place in enumerate(places)}
+        self._lent: list[Member] = []  # members that hold a gradient, until the step ends
+
+    def _make_members(self) -> list[Member]:
+        declared = self.chain.slots()
+        own = {key: slot for key, slot in declared.items() if slot.extent == "element"}
+        _share_slots(self.entries, own)
+        members = []
+        for entry in self.entries:
+            entry.ensure_slots(declared)
+            found: dict[Hashable, Any] = {WEIGHT: entry.in_order(entry.view)}
+            for key, slot in own.items():
+                kind = "input" if slot.is_constant else "slot"
+                found[kind, *key, "element"] = entry.in_memory_shape(entry.slots[key])
+            for name in self.plan.buffers:
+                found[name] = entry.in_memory_shape(entry.make_flat(zeros))
+            members.append(Member(entry.name, entry.param.size, found))
+        return members
+
+    @property
+    def first_place(self) -> int:
+        """Where the first member with a gradient stands among all parameters."""
+        return int(self.places[np.argmax(self.active)])
+
+    # ---- arrays that come and go
+
+    def lend(self, views: Mapping[int, Any], shifts: np.ndarray, sharing: Collection[int]) -> None:
+        """Lend the engine the gradients that it has not seen, by place; the others moved by so many bytes.
+
+        They are checked, in the weight's shape, None for none. Those in `sharing` share memory: no pass may zero them.
+        """
+        if self.runner.keeps_addresses:
+            self.runner.gradients_moved(shifts[self.places])
+        numbers = []
+        for place, view in views.items():
+            number = self._number_of.get(place)
+            if number is None:
+                continue
+            numbers.append(number)
+            self._lend(number, view)
+            self.members[number].zero_in_pass = place not in sharing
+            if self.active[number] != (view is not None):
+                self.active[number] = view is not None
+                self.n_active += 1 if view is not None else -1
+                self._sorted = False
+        if numbers:
+            self.runner.arrays_changed(numbers)
+
+    def lend_all(self, values: Sequence[Any]) -> None:
+        """Lend all gradients, to who keeps no addresses: an eager engine, or a call of whole arrays."""
+        for number, place in enumerate(self.places.tolist()):
+            if self.members[number].gradient is None and values[place] is not None:
+                self._lend(number, arrays.view(values[place]))
+
+    def _lend(self, number: int, view: Any) -> None:
+        member = self.members[number]
+        if view is None:
+            member.arrays.pop(GRADIENT, None)
+        else:
+            member.arrays[GRADIENT] = self.entries[number].in_order(view)
+        self._lent.append(member)
+
+    def take_back(self) -> None:
+        """The step is over: hold no gradient any more."""
+        for member in self._lent:
+            member.arrays.pop(GRADIENT, None)
+        self._lent.clear()
+
+    def adopt(self, place: int) -> None:
+        """A weight is another array of the same memory order. The engine is told with its gradient, in the same step."""
+        number = self._number_of.get(place)
+        if number is not None:
+            self.members[number].arrays[WEIGHT] = self.entries[number].in_order(self.entries[number].view)
+
+    # ---- numbers and counts
+
+    def fill_rows(self, value: Callable[[Group, Hashable], float]) -> None:
+        """Compute the host values of this step: one row per distinct (group, t)."""
+        tables, plan = self.tables, self.plan
+        if not self._sorted:
+            pairs = self.t * (len(self.groups) * (not self.counts_on_device)) + self.group_of
+            if not self.counts_on_device:  # there, all groups have rows: a CUDA graph goes on reading them
+                pairs[~self.active] = pairs[np.argmax(self.active)]  # their row is not read, but must exist
+            classes, row_of = np.unique(pairs, return_inverse=True)
+            self.classes = [(pair % len(self.groups), pair // len(self.groups)) for pair in classes.tolist()]
+            tables.row_of = row_of.astype(np.int64)
+            tables.rows = np.zeros((len(classes), len(plan.hosts)))
+            tables.row_of_changed, self._sorted = True, True
+        tables.rows_changed = True
+        numbers: dict[int, list[float]] = {}
+        for row, (group, t) in enumerate(self.classes):
+            if group not in numbers:
+                numbers[group] = [value(self.groups[group], key) for key in plan.numbers]
+            tables.rows[row] = plan.host(numbers[group], t + 1)
+
+    def count_up(self) -> None:
+        """The step was applied: one more update for each parameter that took part."""
+        self.t += self.active
+        self.classes = [(group, t + 1) for group, t in self.classes]
+
+    def written(self) -> list[Any]:
+        """The weights that a step wrote, as the caller has them."""
+        return [entry.param.data for entry, active in zip(self.entries, self.active, strict=True) if active]
+
+    def store_counts(self) -> None:
+        """Write the update counts back to the entries."""
+        if self.counts_on_device:
+            self.t = self.runner.get_counts()
+        for entry, t in zip(self.entries, self.t.tolist(), strict=True):
+            entry.t = t
+
+
+def _share_slots(entries: Sequence[Entry], slots: Mapping[SlotKey, Slot]) -> None:
+    """Make the slots of small parameters side by side, one array for each slot.
+
+    A step over a thousand small parameters then walks through memory in order: a tenth less time (measured).
+    """
+    for key, slot in slots.items():
+        small = [entry for entry in entries if entry.param.size <= SMALL and arrays.library(entry.view) == "numpy"]
+        new = [entry for entry in small if key not in entry.slots]
+        if len(new) < 2 or slot.kind == "copy_of_weight":
+            continue
+        stops = np.cumsum([-(-entry.param.size // LINE) * LINE for entry in new])
+        shared = np.full(stops[-1], slot.value, new[0].view.dtype) if slot.value else np.zeros(stops[-1], new[0].view.dtype)
+        for entry, start in zip(new, [0, *stops.tolist()[:-1]], strict=True):
+            entry.slots[key] = shared[start : start + entry.param.size]

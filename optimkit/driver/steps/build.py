@@ -1,0 +1,129 @@
+"""From entries to buckets: chains, programs, plans, engines. Done when the structure changes, not in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from optimkit.driver.entries.entry import Entry
+from optimkit.driver.steps.bucket import Bucket
+from optimkit.driver.steps.device import DeviceSteps
+from optimkit.driver.steps.host import HostSteps
+from optimkit.driver.steps.uniforms import Shared
+from optimkit.engines.choose import choose
+from optimkit.engines.protocol import Engine
+from optimkit.fusion.stages import total_rounds
+from optimkit.rules.chain import Chain
+from optimkit.rules.programs import plan_of, program_of
+
+
+def build_buckets(
+    entries: Sequence[Entry],
+    chain_of: Callable[[Entry], Chain],
+    check: bool,
+    engine: str | None,
+    device_count: bool = False,
+) -> list[Bucket]:
+    """Sort entries into buckets and set an engine to work on each.
+
+    Parameters
+    ----------
+    chain_of : function of an Entry
+        Its chain.
+    check : bool
+        The norm of all gradients is wanted.
+    engine : str or None
+        The engine that is forced.
+    device_count : bool
+        Engines whose arrays live on a device count updates there.
+    """
+    wide = any(entry.param.dtype == "float64" for entry in entries)
+    sorted_: dict[Hashable, list[int]] = {}
+    chains: dict[Hashable, Chain] = {}
+    by_group: dict[Hashable, tuple[Chain, Hashable]] = {}
+    for place, entry in enumerate(entries):
+        chain = chain_of(entry)
+        links = id(entry.group), tuple(index for index, _ in chain.links)
+        known = by_group.get(links) or by_group.setdefault(links, (chain, chain.key()))
+        own: Hashable = (entry.bucket_key, known[1])
+        chains.setdefault(own, known[0])
+        sorted_.setdefault(own, []).append(place)
+    engines: dict[Hashable, Engine] = {}
+    for key, places in sorted_.items():
+        param = entries[places[0]].param
+        engines[key] = choose(param.library, param.device, engine)
+    programs = {key: program_of(chains[key], wide, check, device_count and engines[key].on_device) for key in sorted_}
+    floor = total_rounds([program for _, program in programs.values()])
+    buckets = []
+    for key, places in sorted_.items():
+        plan = plan_of(*programs[key], floor)
+        buckets.append(Bucket([entries[place] for place in places], places, chains[key], plan, engines[key]))
+    return buckets
+
+
+class Steps:
+    """The buckets of an optimizer, those on the host and those on devices, each with the class that steps them.
+
+    Parameters
+    ----------
+    buckets : sequence of Bucket
+        All of them.
+    entries : int
+        The number of parameters of the optimizer.
+    shared : dict
+        The slots that the optimizer has once; they are made here where they are not there yet.
+
+    Raises
+    ------
+    ValueError
+        If a graph is to be captured where arrays are on the host or a hook gets whole arrays, or totals over all
+        parameters are wanted where some are on the host and some on a device.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str, capturable: bool) -> None:
+        self.buckets = list(buckets)
+        for bucket in buckets:
+            for key, slot in bucket.chain.slots().items():
+                if slot.extent == "optimizer":
+                    shared.setdefault(key, np.full((), slot.value))
+        on_host = [bucket for bucket in buckets if not bucket.engine.on_device]
+        on_device = [bucket for bucket in buckets if bucket.engine.on_device]
+        if capturable:
+            _check_capturable(buckets, on_host)
+        if on_host and on_device and (shared or any(bucket.plan.program.totals for bucket in buckets)):
+            raise ValueError(
+                "some parameters are on the host and some on a device, and this optimizer takes a total over all of them "
+                "(a norm for clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
+            )
+        self.host = HostSteps(on_host, entries, shared, nonfinite) if on_host else None
+        self.device = DeviceSteps(on_device, entries, shared, nonfinite, capturable) if on_device else None
+
+    @property
+    def active(self) -> list[HostSteps | DeviceSteps]:
+        """Those that have something to do: there is a gradient for them."""
+        both = (self.host, self.device)
+        return [each for each in both if each is not None and any(bucket.n_active for bucket in each.buckets)]
+
+    def take_back(self) -> None:
+        """The step is over: hold no gradient any more."""
+        for bucket in self.buckets:
+            bucket.take_back()
+
+    def store_counts(self) -> None:
+        """Write the update counts back to the entries."""
+        for bucket in self.buckets:
+            bucket.store_counts()
+
+
+def _check_capturable(buckets: Sequence[Bucket], on_host: Sequence[Bucket]) -> None:
+    if on_host:
+        raise ValueError(
+            "capturable = True is for CuPy arrays on the cuda engine; these parameters are on the host, or forced to 'eager'"
+        )
+    for bucket in buckets:
+        for call in bucket.plan.calls:
+            label = call.function.label  # type: ignore[attr-defined]
+            raise ValueError(
+                f"capturable = True: {label} gets whole arrays (elementwise = False), and can't be part of a CUDA graph"
+            )

@@ -1,0 +1,161 @@
+"""A step on devices: the host lays out the launches, and does not wait for them.
+
+`DeviceSteps` has the same verbs as `HostSteps`. It knows no array library; the engine's own class (`Engine.launches`)
+does the launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit.driver.steps.bucket import Bucket
+from optimkit.driver.steps.calls import run_calls
+from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
+from optimkit.driver.steps.uniforms import Shared
+from optimkit.engines import protocol
+from optimkit.fusion.graph import Level, Node
+
+
+class DeviceSteps:
+    """All buckets of an optimizer whose arrays live on devices.
+
+    Parameters
+    ----------
+    buckets : sequence of Bucket
+        They are in it for good; a step concerns some of them.
+    entries : int
+        The number of parameters of the optimizer.
+    shared : dict
+        The slots that the optimizer has once; they become views of device memory.
+    nonfinite : {"allow", "raise", "skip"}
+        With "skip" the kernels themselves see whether the step is applied.
+    capturable : bool
+        A step may become part of a CUDA graph.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str, capturable: bool) -> None:
+        self.buckets, self.nonfinite = list(buckets), nonfinite
+        skip = nonfinite == "skip"
+        self.device_count, self.skip = skip or capturable, skip
+        labels = tuple(dict.fromkeys(node.key for bucket in buckets for node in bucket.plan.program.totals))
+        slots: dict[Hashable, float] = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
+        settings = protocol.Shared(entries, labels, slots, self.device_count, skip, capturable)
+        launches = buckets[0].engine.launches
+        assert launches is not None
+        self.launches = launches([bucket.runner for bucket in buckets], [bucket.places for bucket in buckets], settings)
+        for key in shared:
+            shared[key] = self.launches.slot_view(("slot", *key, "optimizer"))
+        for bucket in buckets:
+            self._place_slots(bucket)
+            if self.device_count:
+                bucket.counts_on_device = True
+                bucket.runner.set_counts(bucket.t)
+        self.active: list[Bucket] = []
+
+    def _place_slots(self, bucket: Bucket) -> None:
+        """The slots per parameter move to the device; `opt.state` shows them there."""
+        keys: list[Any] = [key[1:3] for key in bucket.runner.slot_keys]
+        values = np.array([[float(entry.uniforms[key]) for key in keys] for entry in bucket.entries])
+        table = bucket.runner.place_slots(values.reshape(len(bucket.entries), len(keys)))
+        for p, entry in enumerate(bucket.entries):
+            for column, key in enumerate(keys):
+                entry.uniforms[key] = table[p, column]
+
+    def upload(self) -> None:
+        """Bring the rows of the buckets that have gradients to the device, without a step."""
+        active = [bucket for bucket in self.buckets if bucket.n_active]
+        self.launches.upload([bucket.runner for bucket in active], [bucket.tables for bucket in active])
+
+    def prepare(self) -> None:
+        """A step of the buckets that have gradients."""
+        self.active = [bucket for bucket in self.buckets if bucket.n_active]
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds of this step in which there is something to do."""
+        return sorted({number for bucket in self.active for number in bucket.plan.rounds})
+
+    def begin(self) -> None:
+        """The step begins: its tables are brought to the device."""
+        self.launches.begin([bucket.runner for bucket in self.active], [bucket.tables for bucket in self.active])
+
+    def read(self, number: int) -> None:
+        """Launch the passes of a round."""
+        self.launches.read(number)
+
+    def finish(self, number: int) -> None:
+        """Launch what follows from them."""
+        self.launches.finish(number)
+
+    def call(self, number: int) -> None:
+        """Make the calls of a round, on the current stream of each device."""
+        for bucket in self.active:
+            if bucket.plan.calls:
+                with self.launches.on(bucket.runner):
+                    run_calls(bucket, number, self._value_of(bucket))
+
+    def _value_of(self, bucket: Bucket) -> Callable[[Node], Any]:
+        """The numbers of calls; a count that lives on the device is fetched, which waits for it."""
+
+        def value(node: Node) -> Any:
+            if node.level is Level.HOST:
+                return bucket.tables.rows[bucket.tables.row_of, bucket.plan.hosts.index(node)]
+            return bucket.runner.get_counts() + 1
+
+        return value
+
+    def decide(self) -> bool:
+        """True: the device itself sees whether the step is applied. With `nonfinite="raise"` the host waits for it.
+
+        Raises
+        ------
+        NonFiniteGradientError
+            With `nonfinite="raise"`.
+        """
+        if self.nonfinite == "raise":
+            _, finite = self.active[0].runner.result()
+            if not finite:
+                raise NonFiniteGradientError(name_nonfinite((bucket, _sums(bucket)) for bucket in self.active))
+        return True
+
+    def commit(self, zero: bool) -> None:
+        """Launch the last stages, and count."""
+
+        def launched(place: int) -> None:
+            if not self.device_count:
+                self.active[place].count_up()
+
+        self.launches.commit(zero, launched)
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the step became part of a CUDA graph, and did not run."""
+        return bool(self.launches.capturing)
+
+    def result(self) -> StepResult:
+        """What the step tells; fetched from the device when it is read."""
+        first = self.active[0]
+        if first.plan.program.gradient_norm is None:
+            return StepResult(True, None)
+        return StepResult(True, None, Pending(first.runner.result, self.skip))
+
+
+def _sums(bucket: Bucket) -> dict[Node, np.ndarray]:
+    """The sums of squares of the step; waits for the device."""
+    nodes = [node for stage in bucket.plan.stages for node in stage.reductions if node.op == "sum_of_squares"]
+    return {node: bucket.runner.uniform_values(node) for node in nodes}
+
+
+class Pending:
+    """The norm and the decision of a step, in device memory."""
+
+    def __init__(self, fetch: Callable[[], tuple[float, bool]], skip: bool) -> None:
+        self.fetch, self.skip = fetch, skip
+
+    def values(self) -> tuple[bool, float]:
+        """(applied, norm); waits for the device."""
+        norm, finite = self.fetch()
+        return finite or not self.skip, norm

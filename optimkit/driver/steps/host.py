@@ -1,0 +1,117 @@
+"""A step on the host: passes of engines that return when they are done, and the uniform values between them.
+
+`HostSteps` has the same verbs as `DeviceSteps`: begin, read, finish, call, decide, commit, result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optimkit.driver.steps.bucket import Bucket
+from optimkit.driver.steps.calls import run_calls
+from optimkit.driver.steps.exchange import Exchange
+from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
+from optimkit.driver.steps.uniforms import Shared, Uniforms
+
+
+class HostSteps:
+    """All buckets of an optimizer whose arrays engines of the host read and write.
+
+    Parameters
+    ----------
+    buckets : sequence of Bucket
+        They are in it for good; a step concerns some of them.
+    entries : int
+        The number of parameters of the optimizer.
+    shared : dict
+        The slots that the optimizer has once.
+    nonfinite : {"allow", "raise", "skip"}
+        What a NaN or Inf in a gradient means for the step.
+    """
+
+    capturing = False  # steps on the host never become part of a graph
+
+    def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str) -> None:
+        self.buckets, self.shared, self.nonfinite = list(buckets), shared, nonfinite
+        self.exchange = Exchange(entries)
+        self.uniforms = {id(bucket): Uniforms(bucket) for bucket in buckets}
+        self.active: list[tuple[Bucket, Uniforms]] = []
+        self.norm: float | None = None
+        self.applied = True
+
+    def prepare(self) -> None:
+        """A step of the buckets that have gradients: allocate what it needs, so that nothing fails once it writes."""
+        self.active = [(bucket, self.uniforms[id(bucket)]) for bucket in self.buckets if bucket.n_active]
+        for bucket, _ in self.active:
+            bucket.runner.prepare(bucket.tables)
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds of this step in which there is something to do."""
+        return sorted({number for bucket, _ in self.active for number in bucket.plan.rounds})
+
+    def begin(self) -> None:
+        """The step begins."""
+        for _, uniforms in self.active:
+            uniforms.start(self.shared)
+
+    def read(self, number: int) -> None:
+        """Run the passes of a round: those that reduce, and those that write what calls are given."""
+        for bucket, uniforms in self.active:
+            for place, stage in enumerate(bucket.plan.stages[:-1]):
+                if stage.round != number:
+                    continue
+                if not stage.reductions:
+                    bucket.runner.fill(place, bucket.tables)
+                    continue
+                results = bucket.runner.reduce(place, bucket.tables)
+                for column, node in enumerate(stage.reductions):
+                    uniforms.keep(node, results[:, column])
+
+    def finish(self, number: int) -> None:
+        """Compute what follows from the passes of a round: totals over all buckets, and the values of each parameter."""
+        if not number:
+            return
+        totals = self.exchange.totals((bucket.places, uniforms.contributions(number)) for bucket, uniforms in self.active)
+        for _, uniforms in self.active:
+            uniforms.finish(number, totals)
+
+    def call(self, number: int) -> None:
+        """Make the calls of a round."""
+        for bucket, uniforms in self.active:
+            run_calls(bucket, number, uniforms.value)
+
+    def decide(self) -> bool:
+        """Whether the step is to be applied.
+
+        Raises
+        ------
+        NonFiniteGradientError
+            With `nonfinite="raise"`.
+        """
+        self.norm = None
+        norms = [uniforms.gradient_norm() for _, uniforms in self.active]
+        if norms and None not in norms:
+            self.norm = norms[0]
+        self.applied = self.nonfinite == "allow" or self.norm is None or bool(np.isfinite(self.norm))
+        if not self.applied and self.nonfinite == "raise":
+            raise NonFiniteGradientError(name_nonfinite((bucket, uniforms.values) for bucket, uniforms in self.active))
+        return self.applied
+
+    def commit(self, zero: bool) -> None:
+        """Write weights, slots and counts."""
+        active = self.active
+        if self.shared:  # their values are those of the first parameter: its bucket comes last
+            active = sorted(active, key=lambda pair: pair[0].first_place, reverse=True)
+        for bucket, uniforms in active:
+            bucket.runner.commit(bucket.tables, zero)
+            uniforms.write_slots(self.shared)
+            bucket.count_up()
+            if bucket.entries[0].library.counts_writes:
+                bucket.entries[0].library.written(bucket.written())
+
+    def result(self) -> StepResult:
+        """What the step tells."""
+        return StepResult(self.applied, self.norm)

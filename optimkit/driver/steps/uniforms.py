@@ -1,0 +1,89 @@
+"""Uniform values on the host: what is known of each parameter once its reductions, and the totals, are known."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from optimkit.driver.steps.bucket import Bucket
+from optimkit.engines.eager.whole import uniform_value
+from optimkit.fusion.graph import REDUCTIONS, Level, Node
+from optimkit.rules.chain import SlotKey
+
+Shared = dict[SlotKey, np.ndarray]
+
+
+class Uniforms:
+    """The uniform values of one bucket in a step: a float, or one per member; those that kernels read go to its table."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket, self.plan, self.tables = bucket, bucket.plan, bucket.tables
+        self.values: dict[Node, Any] = {}
+
+    def start(self, shared: Shared) -> None:
+        """What is known before any pass: sizes and slots."""
+        self.values.clear()
+        members, entries = self.bucket.members, self.bucket.entries
+        for node in self.plan.uniform_rounds.get(0, ()):
+            if node.op == "size":
+                value: Any = np.array([float(member.size) for member in members])
+            elif node.op == "slot":
+                index, name, extent = cast(tuple[int, str, str], node.key)
+                if extent == "optimizer":
+                    value = float(shared[index, name])
+                else:
+                    value = np.array([float(entry.uniforms[index, name]) for entry in entries])
+            else:
+                value = self._compute(node)
+            self.keep(node, value)
+
+    def keep(self, node: Node, value: Any) -> None:
+        """A value is known now."""
+        self.values[node] = value
+        if node in self.plan.uniforms:
+            self.tables.uniforms[:, self.plan.uniforms.index(node)] = value
+
+    def finish(self, number: int, totals: Mapping[Hashable, float]) -> None:
+        """Compute the values of a round, whose reductions and totals are known."""
+        for node in self.plan.uniform_rounds.get(number, ()):
+            if node.op not in REDUCTIONS:
+                self.keep(node, totals[node.key] if node.op == "total" else self._compute(node))
+
+    def _compute(self, node: Node) -> Any:
+        return uniform_value(node.op, [self.value(arg) for arg in node.args])
+
+    def value(self, node: Node) -> Any:
+        """A host or uniform value: a float, or one per member."""
+        if node.op == "constant":
+            return float(node.key) if node.kind == "real" else node.key  # type: ignore[arg-type]
+        if node.level is Level.HOST:
+            column = self.tables.rows[:, self.plan.hosts.index(node)]
+            return float(column[0]) if len(column) == 1 else column[self.tables.row_of]
+        return self.values[node]
+
+    def contributions(self, number: int) -> dict[Hashable, np.ndarray]:
+        """What each member adds to the totals of a round: its value, or 0 where it takes no part."""
+        totals = [node for node in self.plan.uniform_rounds.get(number, ()) if node.op == "total"]
+        return {node.key: np.where(self.bucket.active, self.value(node.args[0]), 0.0) for node in totals}
+
+    def gradient_norm(self) -> float | None:
+        """The norm of all gradients of the step; None where the step did not compute it."""
+        node = self.plan.program.gradient_norm
+        if node is None:
+            return None
+        value = self.value(node)
+        return float(value if np.ndim(value) == 0 else value[0])
+
+    def write_slots(self, shared: Shared) -> None:
+        """Write the slots per parameter and per optimizer."""
+        active = self.bucket.active
+        for key, node in self.plan.slot_outputs.items():
+            _, index, name, extent = cast(tuple[str, int, str, str], key)
+            value = self.value(node)
+            if extent == "optimizer":
+                shared[index, name][...] = value if np.ndim(value) == 0 else value[int(np.argmax(active))]
+            else:
+                for number in np.flatnonzero(active):
+                    self.bucket.entries[number].uniforms[index, name][...] = value if np.ndim(value) == 0 else value[number]

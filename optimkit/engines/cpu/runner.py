@@ -1,0 +1,157 @@
+"""The CPU engine: one compiled call runs a stage for all parameters of a bucket.
+
+Workers claim chunks of 16,384 elements from a counter. Small buckets run on the calling thread with the GIL
+held: giving it up can cost 5 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from optimkit.arrays import DType, Placement
+from optimkit.engines import threads
+from optimkit.engines.canonical import LANES, UNIT
+from optimkit.engines.cpu.copies import COPY, FINISH, OPERATIONS, layout_words
+from optimkit.engines.cpu.kernels import compile_text
+from optimkit.engines.cpu.text import ABSENT, CHUNK, JOB, STRIDED, WORD, ZERO_G, entry_columns, kernel_text, scratch_bytes
+from optimkit.engines.protocol import Member, Tables
+from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
+
+SMALL = 1 << 20  # elements; below, one thread is faster than waking another
+
+
+class _Reductions:
+    """What a stage that reduces ends in: its operations and their results, and the words of a job that name them."""
+
+    def __init__(self, members: int, stage: Stage) -> None:
+        self.operations = np.array([OPERATIONS[node.op] for node in stage.reductions], np.int64)
+        self.results = np.zeros((members, len(stage.reductions)))
+        self.words = self.results.ctypes.data, self.operations.ctypes.data, len(self.operations)
+
+
+class CpuRunner:
+    """The stages of one plan on the members of one bucket."""
+
+    keeps_addresses = True
+
+    def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None:
+        self.plan, self.dtype, self.members = plan, dtype, members
+        self.compute = np.dtype(dtype.compute)
+        self.layouts: dict[tuple[int, Hashable], np.ndarray] = {}
+        others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
+        self.strided = (*STRIDED, *(key for key, found in others.items() if not all(map(self._is_plain, found))))
+        self.columns = entry_columns(plan, self.strided)
+        texts = [kernel_text(plan, number, dtype, self.strided) for number in range(len(plan.stages))]
+        self.kernels = [compile_text(text) for text in texts]
+        self.finish = compile_text(FINISH) if plan.reducing else None
+        sizes = [member.size for member in members]
+        self.total = sum(sizes)
+        units = [-(-size // UNIT) for size in sizes]
+        self.table = np.zeros((len(members), len(self.columns)), np.int64)
+        self.table[:, self.columns.size] = sizes
+        self.table[:, self.columns.first_unit] = np.cumsum([0, *units[:-1]])
+        chunks = [(p, start) for p, size in enumerate(sizes) for start in range(0, size, CHUNK)]
+        self.chunks = np.array(chunks, np.int64).reshape(-1, 2)
+        self.counter = np.zeros(1, np.int64)
+        self.rows = np.zeros((0, len(plan.hosts)), self.compute)
+        self.uniforms = np.zeros((len(members), len(plan.uniforms)), self.compute)
+        most = max((len(stage.reductions) for stage in plan.stages), default=0)
+        self.partials = np.zeros((sum(units), most))
+        self.scratch: list[np.ndarray] = []
+        self.scratch_words = max(most, 1) * LANES + scratch_bytes(self.strided) // WORD
+        self.jobs: list[np.ndarray] = []
+        self.addresses: list[int] = []
+        self.workers, self.copy = 1, 0
+        self.reductions = {number: _Reductions(len(members), plan.stages[number]) for number in plan.reducing}
+        self.gathered = np.zeros(len(members), np.int64)  # bits of the flags that stay: those of slots
+        for key, found in others.items():
+            for p, where in enumerate(found):
+                self.gathered[p] |= self._place(p, key, where)
+        self.arrays_changed(range(len(members)))
+
+    def _is_plain(self, where: Placement) -> bool:
+        return where.geometry is None and where.dtype is self.dtype
+
+    def _place(self, p: int, key: Hashable, where: Placement) -> int:
+        """Say in the table where an array lies; the bit of the flags by which it is gathered, or 0."""
+        self.table[p, self.columns.address[key]] = where.address
+        if self._is_plain(where):
+            return 0
+        layout = self.layouts[p, key] = layout_words(where, self.members[p].size, self.dtype)
+        self.table[p, self.columns.layout[key]] = layout.ctypes.data
+        if not self.copy:
+            self.copy = compile_text(COPY, 6).address
+            self.jobs.clear()
+        return self.columns.bit[key]
+
+    def arrays_changed(self, numbers: Sequence[int]) -> None:
+        for p in numbers:
+            member = self.members[p]
+            flags = int(self.gathered[p]) | (ZERO_G if member.zero_in_pass else 0)
+            flags |= self._place(p, WEIGHT, Placement.of(member.weight))
+            if member.gradient is None:
+                flags |= ABSENT
+            else:
+                flags |= self._place(p, GRADIENT, Placement.of(member.gradient))
+            self.table[p, self.columns.flags] = flags
+
+    def gradients_moved(self, shifts: np.ndarray) -> None:
+        self.table[:, self.columns.address[GRADIENT]] += shifts
+
+    def prepare(self, tables: Tables) -> None:
+        if self.rows.shape != tables.rows.shape:
+            self.rows = np.zeros(tables.rows.shape, self.compute)
+            self.jobs.clear()
+            tables.rows_changed = True
+        if tables.rows_changed:
+            self.rows[...] = tables.rows
+        if tables.row_of_changed:
+            self.table[:, self.columns.row] = tables.row_of
+        tables.rows_changed = tables.row_of_changed = False
+        self.workers = 1 if self.total < SMALL else min(threads.get_num_threads(), len(self.chunks))
+        while len(self.jobs) < self.workers:
+            self.jobs.append(self._make_job(len(self.jobs)))
+            self.addresses = [job.ctypes.data for job in self.jobs]
+
+    def _make_job(self, thread: int) -> np.ndarray:
+        """The words of a thread's job that do not change from stage to stage."""
+        if len(self.scratch) <= thread:
+            self.scratch.append(np.zeros(self.scratch_words))
+        job = np.zeros(len(JOB), np.int64)
+        job[JOB.chunks], job[JOB.n_chunks] = self.chunks.ctypes.data, len(self.chunks)
+        job[JOB.counter], job[JOB.scratch] = self.counter.ctypes.data, self.scratch[thread].ctypes.data
+        job[JOB.table], job[JOB.n_params] = self.table.ctypes.data, len(self.members)
+        job[JOB.entry_bytes], job[JOB.copy] = WORD * len(self.columns), self.copy
+        job[JOB.rows], job[JOB.uniforms] = self.rows.ctypes.data, self.uniforms.ctypes.data
+        job[JOB.partials] = self.partials.ctypes.data
+        return job
+
+    def _run(self, number: int, tables: Tables, zero: bool = False) -> None:
+        if self.plan.uniforms:
+            self.uniforms[...] = tables.uniforms
+        kernel, addresses = self.kernels[number], self.addresses
+        self.counter[0] = 0
+        for job in self.jobs:
+            job[JOB.zero] = zero
+        if self.workers == 1:
+            (kernel.held if self.total < SMALL else kernel.free)(addresses[0])
+        else:
+            free = kernel.free
+            threads.run(lambda thread: free(addresses[thread]), self.workers)
+
+    def reduce(self, number: int, tables: Tables) -> np.ndarray:
+        self._run(number, tables)
+        reductions = self.reductions[number]
+        job = self.jobs[0]
+        job[JOB.results], job[JOB.operations], job[JOB.count] = reductions.words
+        assert self.finish is not None
+        self.finish.held(self.addresses[0])
+        return reductions.results
+
+    def fill(self, number: int, tables: Tables) -> None:
+        self._run(number, tables)
+
+    def commit(self, tables: Tables, zero: bool) -> None:
+        self._run(len(self.kernels) - 1, tables, zero)

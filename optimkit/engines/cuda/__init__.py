@@ -1,0 +1,1 @@
+"""The CUDA engine: kernels as text, compiled by NVRTC, for CuPy arrays."""

@@ -1,0 +1,136 @@
+"""CUDA text to kernels: NVRTC, without the flags that change bits, and with a cache on disk.
+
+CuPy appends `-ftz=true` to all that its own classes compile, which flushes subnormals to zero. So the
+text goes through `cupy.cuda.compiler.compile_using_nvrtc` and `Function` by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache
+from typing import Any
+
+from optimkit.counting import counters
+from optimkit.engines import disk
+
+OPTIONS = ("--fmad=false", "--std=c++17")
+OLDEST = 70  # the first architecture whose kernels can index their arguments in place
+
+_loaded: dict[tuple[str, int], Any] = {}
+_lock = threading.RLock()
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or loaded; the message holds its text and the compiler's log."""
+
+
+def available() -> str:
+    """Why CUDA can't be used here; empty if it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"cupy can't be imported ({error}); pip install 'optimkit[cuda13x]' or 'optimkit[cuda12x]'"
+    return _driver_problem(cupy)
+
+
+def _driver_problem(cupy: Any) -> str:
+    runtime = cupy.cuda.runtime
+    try:
+        driver = int(runtime.driverGetVersion())
+        if not driver:
+            return "there is no NVIDIA driver: cupy can be imported, but every array would fail; install the driver of your GPU"
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if "InsufficientDriver" in str(error):
+            return (
+                f"the NVIDIA driver knows CUDA {driver // 1000}.{driver % 1000 // 10}, and this CuPy is built for CUDA "
+                f"{cuda_major(cupy)}: update the driver, or install the CuPy of an older CUDA"
+            )
+        return f"no CUDA device answers: {error}"
+    return "" if count else "there is no CUDA device"
+
+
+def cuda_major(cupy: Any) -> int:
+    """The CUDA version that CuPy was built for."""
+    return int(cupy.cuda.runtime.runtimeGetVersion()) // 1000
+
+
+def _architecture(device: int) -> str:
+    """The compute capability of a device, without its dot."""
+    import cupy
+
+    return str(cupy.cuda.Device(device).compute_capability)
+
+
+@cache
+def _target(device: int) -> tuple[str, ...]:
+    """All that a kernel's binary depends on besides its text."""
+    import cupy
+
+    arch = _architecture(device)
+    if int(arch) < OLDEST:
+        raise KernelError(
+            f"device {device} has compute capability {arch[:-1]}.{arch[-1]}, and the kernels need {OLDEST // 10}.{OLDEST % 10} "
+            "(Volta) or later; use engine='eager' for its arrays"
+        )
+    version = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+    return (*OPTIONS, arch, version, cupy.__version__, os.environ.get("CUPY_COMPILE_WITH_PTX", ""))
+
+
+def load(text: str, device: int) -> Any:
+    """The module of a text on a device: from memory, from disk, or compiled. The device must be current.
+
+    Raises
+    ------
+    KernelError
+        If NVRTC refuses the text, or the driver the binary.
+    """
+    with _lock:
+        module = _loaded.get((text, device))
+        if module is None:
+            key = disk.digest(text, *_target(device))
+            binary = disk.kept(f"{key}.cuda")
+            module = _module(binary, text) if binary is not None else None
+            if module is None:
+                binary = _compile(text, key)
+                module = _module(binary, text, final=True)
+            else:
+                counters.cache_hits += 1
+            _loaded[text, device] = module
+        return module
+
+
+def _compile(text: str, key: str) -> bytes:
+    from cupy.cuda import compiler
+
+    counters.compiles += 1
+    try:
+        binary, _ = compiler.compile_using_nvrtc(text, OPTIONS, None, "optimkit.cu", cache_in_memory=True)
+    except compiler.CompileException as error:
+        raise KernelError(f"NVRTC did not compile this kernel:\n{_numbered(text)}\n\nIts log:\n{error}") from error
+    disk.keep(f"{key}.cuda", bytes(binary))
+    return bytes(binary)
+
+
+def _module(binary: bytes, text: str, final: bool = False) -> Any:
+    """A binary on the current device; None where the driver refuses one from disk."""
+    import cupy
+
+    module = cupy.cuda.function.Module()
+    try:
+        module.load(binary)
+    except cupy.cuda.driver.CUDADriverError as error:
+        if not final:
+            return None
+        driver, compiler = cupy.cuda.runtime.driverGetVersion(), ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+        raise KernelError(
+            f"the NVIDIA driver (CUDA {driver // 1000}.{driver % 1000 // 10}) refuses what NVRTC {compiler} compiled: {error}. "
+            "A driver can't load what a newer compiler makes: update the driver, or install the CuPy of an older CUDA.\n"
+            f"{_numbered(text)}"
+        ) from error
+    return module
+
+
+def _numbered(text: str) -> str:
+    return "\n".join(f"{number:4d}  {line}" for number, line in enumerate(text.splitlines(), 1))

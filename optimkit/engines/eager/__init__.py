@@ -1,0 +1,1 @@
+"""The eager engine: no kernels, the functions of the array library itself."""

@@ -1,0 +1,178 @@
+"""The eager engine on NumPy: in slices of 64k elements, which stay in the cache, into buffers that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit import arrays
+from optimkit.arrays import DType
+from optimkit.engines import canonical, threads
+from optimkit.engines.eager.whole import EagerRunner
+from optimkit.engines.protocol import Member, Tables
+from optimkit.fusion.graph import BOOLEAN, Level, Node
+from optimkit.fusion.operations import OPERATIONS
+from optimkit.fusion.stages import Plan, Stage, array_key
+
+SLICE = 1 << 16
+
+# What a namespace's function is called in NumPy, where the array API renamed it.
+_UFUNCS: dict[str, Any] = {
+    name: getattr(np, {"abs": "absolute"}.get(name, name))
+    for name in OPERATIONS
+    if name not in ("where", "real", "imag", "conj", "count_power", "round")
+}
+_UFUNCS["round"] = np.rint
+
+
+class SlicedRunner(EagerRunner):
+    """The eager engine on NumPy: in slices, with `out=`, on as many threads as allowed."""
+
+    def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None:
+        super().__init__(plan, dtype, members)
+        self.programs = [_SliceProgram(plan, stage) for stage in plan.stages]
+        self.buffers: dict[int, dict[tuple[str, int], np.ndarray]] = {}
+        self.work = [(p, start) for p, member in enumerate(members) for start in range(0, member.size, SLICE)]
+
+    def _flat_arrays(self, p: int, keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+        """Arrays of a member, flat: copies where they are strided."""
+        return {key: self.members[p].arrays[key].reshape(-1) for key in keys}
+
+    def _each_slice(self, number: int, tables: Tables, finish: Callable[..., None]) -> None:
+        """Evaluate a stage slice by slice; `finish(p, start, stop, values, arrays)` for each."""
+        stage, program = self.plan.stages[number], self.programs[number]
+        keys = list(dict.fromkeys([*stage.reads, *stage.outputs]))
+        flat: dict[int, dict[Hashable, np.ndarray]] = {}
+        scalars: dict[int, dict[Node, Any]] = {}
+        for p, member in enumerate(self.members):
+            if member.gradient is not None and member.size:
+                flat[p] = self._flat_arrays(p, keys)
+                scalars[p] = {node: self._scalar(node, tables, p, member) for node in program.scalars}
+        queue = [(p, start) for p, start in self.work if p in flat]
+        workers = min(threads.get_num_threads(), len(queue)) or 1
+        turn = iter(queue)
+
+        def call(thread: int) -> None:
+            buffers = self.buffers.setdefault(thread, {})
+            with np.errstate(all="ignore"):
+                for p, start in turn:
+                    stop = min(start + SLICE, self.members[p].size)
+                    local = {key: x[start:stop] for key, x in flat[p].items()}
+                    values = program.run(local, scalars[p], buffers, stop - start, self.dtype.compute)
+                    finish(p, start, stop, values, local)
+
+        threads.run(call, workers)
+        for p, found in flat.items():
+            for key in stage.outputs:
+                target = self.members[p].arrays[key]
+                if not target.flags.c_contiguous:  # what was written is a copy
+                    target[...] = found[key].reshape(target.shape)
+
+    def reduce(self, number: int, tables: Tables) -> np.ndarray:
+        stage = self.plan.stages[number]
+        results = np.zeros((len(self.members), len(stage.reductions)))
+        parts: dict[tuple[int, int], list[np.ndarray]] = {}
+
+        def finish(p: int, start: int, stop: int, values: list[Any], local: dict[Hashable, np.ndarray]) -> None:
+            xp = arrays.namespace(local[stage.reads[0]])
+            parts[p, start] = [
+                canonical.unit_values(xp, node.op, value, int(node.key or 0))  # type: ignore[call-overload]
+                for node, value in zip(stage.reductions, values, strict=True)
+            ]
+
+        self._each_slice(number, tables, finish)
+        for p, member in enumerate(self.members):
+            found = [parts[p, start] for start in range(0, member.size, SLICE) if (p, start) in parts]
+            for r, node in enumerate(stage.reductions):
+                if not found:
+                    results[p, r] = canonical.IDENTITY[node.op]
+                    continue
+                units = np.concatenate([each[r] for each in found])
+                with np.errstate(all="ignore"):
+                    results[p, r] = canonical.combine(arrays.namespace(units), node.op, units)
+        return results
+
+    def fill(self, number: int, tables: Tables) -> None:
+        self._write_slices(number, tables, [False] * len(self.plan.stages[number].outputs))
+
+    def commit(self, tables: Tables, zero: bool) -> None:
+        self._write_slices(len(self.plan.stages) - 1, tables, self.moved)
+        for member in self.members if zero else ():
+            if member.gradient is not None and member.zero_in_pass:
+                member.gradient[...] = 0
+
+    def _write_slices(self, number: int, tables: Tables, moved: Sequence[bool]) -> None:
+        outputs = list(self.plan.stages[number].outputs)
+
+        def finish(p: int, start: int, stop: int, values: list[Any], local: dict[Hashable, np.ndarray]) -> None:
+            values = [value.copy() if moves else value for value, moves in zip(values, moved, strict=True)]
+            for key, value in zip(outputs, values, strict=True):
+                np.copyto(local[key], value, casting="same_kind")
+
+        self._each_slice(number, tables, finish)
+
+
+class _SliceProgram:
+    """The nodes of a stage as NumPy calls into numbered buffers, each buffer reused when its value is done with."""
+
+    def __init__(self, plan: Plan, stage: Stage) -> None:
+        self.ends = [node.args[0] for node in stage.reductions] or list(stage.outputs.values())
+        self.stage = stage
+        last_use: dict[Node, int] = {}
+        for place, node in enumerate(stage.nodes):
+            for arg in node.args:
+                last_use[arg] = place
+        for end in self.ends:
+            last_use[end] = len(stage.nodes)
+        self.scalars = list(dict.fromkeys(arg for node in stage.nodes for arg in node.args if arg.level is not Level.ELEMENT))
+        self.scalars += [end for end in self.ends if end.level is not Level.ELEMENT]
+        self.steps: list[tuple[Node, tuple[str, int]]] = []
+        free: dict[str, list[int]] = {}
+        count: dict[str, int] = {}
+        place_of: dict[Node, tuple[str, int]] = {}
+        for place, node in enumerate(stage.nodes):
+            kind = "bool" if node.kind == BOOLEAN else "real"
+            stock = free.setdefault(kind, [])
+            if stock:
+                number = stock.pop()
+            else:
+                number = count[kind] = count.get(kind, 0) + 1
+            place_of[node] = (kind, number)
+            self.steps.append((node, (kind, number)))
+            for arg in set(node.args):
+                if last_use[arg] == place and arg in place_of:
+                    free[place_of[arg][0]].append(place_of[arg][1])
+
+    def run(
+        self,
+        local: dict[Hashable, np.ndarray],
+        scalars: dict[Node, Any],
+        buffers: dict[tuple[str, int], np.ndarray],
+        n: int,
+        dtype: str,
+    ) -> list[Any]:
+        known: dict[Node, Any] = dict(scalars)
+
+        def value(node: Node) -> Any:
+            if node not in known:
+                x = local[array_key(node)]
+                known[node] = x if x.dtype == dtype else x.astype(dtype)
+            return known[node]
+
+        for node, place in self.steps:
+            buffer = buffers.get(place)
+            if buffer is None or buffer.size < n:
+                buffer = buffers[place] = np.empty(SLICE, bool if place[0] == "bool" else dtype)
+            out = buffer[:n]
+            args = [value(arg) for arg in node.args]
+            if node.op == "where":
+                np.copyto(out, args[2])
+                np.copyto(out, args[1], where=args[0])
+            elif node.op in ("real", "conj", "imag"):
+                np.multiply(args[0], 0 if node.op == "imag" else 1, out=out)
+            else:
+                _UFUNCS[node.op](*args, out=out)
+            known[node] = out
+        return [value(end) for end in self.ends]

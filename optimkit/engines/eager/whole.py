@@ -1,0 +1,150 @@
+"""The eager engine: walks the graph with a namespace's own functions, whole arrays at a time.
+
+It runs on every array API namespace. Scalars are cast to the compute dtype once, where they meet an element: the same
+bits as the compiled engines. On NumPy it goes in slices (`sliced`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimkit import arrays
+from optimkit.arrays import DType
+from optimkit.engines import canonical
+from optimkit.engines.protocol import Member, Tables
+from optimkit.fusion.graph import BOOLEAN, Level, Node
+from optimkit.fusion.operations import OPERATIONS
+from optimkit.fusion.stages import Plan, Stage, array_key, is_array
+
+# Operations whose name is not that of the namespace's function, or that need more than a call.
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "power": lambda xp, a, b: xp.pow(a, b),
+    "real": lambda xp, a: a,
+    "conj": lambda xp, a: a,
+    "imag": lambda xp, a: a * 0.0,
+    "count_power": lambda xp, a, b: xp.asarray([OPERATIONS["count_power"].host(x, y) for x, y in zip(a, b, strict=True)]),
+}
+
+
+def function_of(xp: Any, op: str) -> Callable[..., Any]:
+    """The function of a namespace that computes an operation."""
+    special = _SPECIAL.get(op)
+    if special is not None:
+        return lambda *args: special(xp, *args)
+    return getattr(xp, op)  # type: ignore[no-any-return]
+
+
+def uniform_value(op: str, args: Sequence[Any]) -> Any:
+    """An operation on uniform values: float64 arrays over the members, or Python floats."""
+    if not any(isinstance(arg, np.ndarray) for arg in args):
+        return OPERATIONS[op].host(*args)
+    if op == "count_power":
+        return np.frompyfunc(OPERATIONS[op].host, 2, 1)(*args).astype(np.float64)
+    with np.errstate(all="ignore"):
+        return function_of(np, op)(*args) if op != "power" else np.power(*args)
+
+
+class EagerRunner:
+    """The stages of one plan on the members of one bucket, one member after the other."""
+
+    keeps_addresses = False
+
+    def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None:
+        self.plan, self.dtype, self.members = plan, dtype, members
+        self.host_columns = {node: column for column, node in enumerate(plan.hosts)}
+        self.uniform_columns = {node: column for column, node in enumerate(plan.uniforms)}
+        self.moved = [moves(key, node, plan.last) for key, node in plan.last.outputs.items()]
+
+    def arrays_changed(self, numbers: Sequence[int]) -> None:
+        pass
+
+    def gradients_moved(self, shifts: np.ndarray) -> None:
+        pass
+
+    def prepare(self, tables: Tables) -> None:
+        pass
+
+    def _scalar(self, node: Node, tables: Tables, p: int, member: Member) -> Any:
+        """A host or uniform value as what the member's namespace multiplies arrays with."""
+        if node.op == "constant":
+            value = node.key
+        elif node.level is Level.HOST:
+            value = float(tables.rows[tables.row_of[p], self.host_columns[node]])
+        else:
+            value = float(tables.uniforms[p, self.uniform_columns[node]])
+        return self._cast(value, node, member)
+
+    def _cast(self, value: Any, node: Node, member: Member) -> Any:
+        dtype = None if node.kind == BOOLEAN else self.dtype.compute
+        return arrays.library_of(member.weight).scalar(value, dtype, member.weight)
+
+    def _evaluate(self, stage: Stage, tables: Tables, p: int, ends: Sequence[Node]) -> list[Any]:
+        """The values of `ends` for one member, as whole arrays."""
+        member = self.members[p]
+        xp = arrays.namespace(member.weight)
+        known: dict[Node, Any] = {}
+
+        def value(node: Node) -> Any:
+            if node not in known:
+                if is_array(node):
+                    known[node] = read_array(member, array_key(node), xp)
+                else:
+                    known[node] = self._scalar(node, tables, p, member)
+            return known[node]
+
+        for node in stage.nodes:
+            known[node] = function_of(xp, node.op)(*(value(arg) for arg in node.args))
+        return [value(end) for end in ends]
+
+    @np.errstate(all="ignore")  # libraries on top of NumPy warn as it does
+    def reduce(self, number: int, tables: Tables) -> np.ndarray:
+        stage = self.plan.stages[number]
+        results = np.zeros((len(self.members), len(stage.reductions)))
+        for p, member in enumerate(self.members):
+            if member.gradient is None:
+                results[p] = [canonical.IDENTITY[node.op] for node in stage.reductions]
+                continue
+            xp = arrays.namespace(member.weight)
+            ends = self._evaluate(stage, tables, p, [node.args[0] for node in stage.reductions])
+            for r, (node, end) in enumerate(zip(stage.reductions, ends, strict=True)):
+                flat = xp.reshape(end, (-1,))
+                results[p, r] = float(canonical.reduce(xp, node.op, flat, int(node.key or 0)))  # type: ignore[call-overload]
+        return results
+
+    def fill(self, number: int, tables: Tables) -> None:
+        self._write(self.plan.stages[number], tables)
+
+    def commit(self, tables: Tables, zero: bool) -> None:
+        self._write(self.plan.last, tables)
+        for member in self.members if zero else ():
+            if member.gradient is not None and member.zero_in_pass:
+                member.gradient[...] = 0.0
+
+    @np.errstate(all="ignore")
+    def _write(self, stage: Stage, tables: Tables) -> None:
+        for p, member in enumerate(self.members):
+            if member.gradient is None or member.size == 0:
+                continue
+            ends = self._evaluate(stage, tables, p, list(stage.outputs.values()))
+            if stage is self.plan.last:
+                ends = [_copy(end) if moved else end for end, moved in zip(ends, self.moved, strict=True)]
+            for key, end in zip(stage.outputs, ends, strict=True):
+                member.arrays[key][...] = end
+
+
+def moves(key: Hashable, node: Node, stage: Stage) -> bool:
+    """Whether an output is another array as it was, such as a slot that keeps the last weight: read it before it is written."""
+    return is_array(node) and array_key(node) in stage.outputs and array_key(node) != key
+
+
+def _copy(x: Any) -> Any:
+    return arrays.namespace(x).asarray(x, copy=True)
+
+
+def read_array(member: Member, key: Hashable, xp: Any) -> Any:
+    """An array of a member in the compute dtype of its weight."""
+    x = member.arrays[key]
+    return x if x.dtype == member.weight.dtype else xp.astype(x, member.weight.dtype)

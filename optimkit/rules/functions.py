@@ -1,0 +1,40 @@
+"""Functions that a rule calls beside those of `xp`: `abs2`, and reductions over a parameter or over all of them.
+
+They ask the namespace of the rule that runs: one that traces, or one that computes.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from optimkit.fusion.trace import Namespace
+
+active: ContextVar[Namespace] = ContextVar("namespace of the rule that runs")
+
+
+def _namespace(what: str) -> Any:
+    try:
+        return active.get()
+    except LookupError:
+        raise TypeError(f"{what} works inside an update or a hook of a rule only") from None
+
+
+def abs2(x: Any) -> Any:
+    """|x|^2, real: x*x, or real(x)^2 + imag(x)^2."""
+    return _namespace("abs2").abs2(x)
+
+
+def norm(x: Any) -> Any:
+    """The 2-norm over the elements of this parameter, in float64; finite whenever `x` is."""
+    return _namespace("norm").norm(x)
+
+
+def total(x: Any) -> Any:
+    """The sum over all elements of all parameters that have a gradient in this step, in float64."""
+    return _namespace("total").total(x)
+
+
+def total_norm(x: Any) -> Any:
+    """The 2-norm over all parameters that have a gradient in this step, in float64."""
+    return _namespace("total_norm").norm(x, total=True)

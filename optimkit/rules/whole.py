@@ -1,0 +1,138 @@
+"""What a hook is given, and hooks that are given whole arrays.
+
+A rule with `elementwise = False` is not traced: its hooks are called in each step, between the passes over the memory, with
+the arrays themselves in the weight's shape, and with plain numbers. In the graph such a call is one node, and each
+array that comes out is one; what stands around it stays fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from optimkit import arrays
+from optimkit.rules.rule import Rule
+
+
+class Slots:
+    """`s` of a rule: its slots as attributes."""
+
+    def __init__(self, rule: Rule, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.__dict__["_rule"] = type(rule).__name__
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(key for key in self.__dict__ if key != "_rule") or "none"
+        raise AttributeError(f"{self._rule}: s.{name} is no slot; slots() declares {known}")
+
+
+class Numbers:
+    """`h` of a rule: its numbers, `h.t`, and for links the optimizer's `h.lr`."""
+
+    def __init__(self, rule: Rule, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.__dict__["_rule"] = rule
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(key for key in self.__dict__ if key != "_rule")
+        kind = "structure: write self." + name if name in self._rule._structure else "no number"
+        raise AttributeError(f"{type(self._rule).__name__}: h.{name} is {kind}; h has {known}")
+
+
+def split(rule: Rule, method: str, result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """`value` or `(value, slots)`, as a hook may return it."""
+    if isinstance(result, tuple):
+        if len(result) == 2 and isinstance(result[1], Mapping):
+            return result[0], result[1]
+        raise TypeError(f"{type(rule).__name__}.{method} must return a value, or (value, {{slot: new value}}); got {result!r}")
+    if result is None:
+        raise TypeError(f"{type(rule).__name__}.{method} returns None; it must return a value, or (value, {{slot: new value}})")
+    return result, {}
+
+
+class WholeCall:
+    """One hook of a rule with `elementwise = False`.
+
+    Parameters
+    ----------
+    index, method, rule
+        Which hook of which rule of the chain; the rule with its structure alone.
+    writes : sequence of str
+        The slots that it returns. A rule that has some has one hook, which returns all of them.
+    s, h : Slots, Numbers
+        What the rule has: only the names are taken.
+
+    Attributes
+    ----------
+    results : tuple of str
+        What comes out: "" for the value, then the slots.
+    """
+
+    def __init__(self, index: int, method: str, rule: Rule, writes: Sequence[str], s: Slots, h: Numbers) -> None:
+        self.index, self.method, self.rule = index, method, rule
+        self.slots = [name for name in vars(s) if name != "_rule"]
+        self.numbers = {
+            name: len(value) if isinstance(value, tuple) else None if value is None else 0
+            for name, value in vars(h).items()
+            if name != "_rule"
+        }
+        self.results = ("", *writes)
+        if writes and rule._hooks() != (method,):
+            several = ", ".join(rule._hooks())
+            raise TypeError(
+                f"{type(rule).__name__} has slots, elementwise = False and the hooks {several}; with whole arrays a rule that "
+                "has slots has one hook, which returns all of them"
+            )
+
+    @property
+    def label(self) -> str:
+        return f"{type(self.rule).__name__}.{self.method}"
+
+    def apply(self, xp: Any, args: Sequence[Any], s: Slots, h: Numbers) -> tuple[Any, dict[str, Any]]:
+        """The call in a namespace that traces, or that computes."""
+        flat = [part for name in self.numbers for part in _parts(vars(h)[name])]
+        found = dict(zip(self.results, xp.whole(self, [*args, *(vars(s)[name] for name in self.slots)], flat), strict=True))
+        return found.pop(""), found
+
+    def __call__(self, parameter: str, given: Sequence[Any], numbers: Sequence[Any]) -> list[Any]:
+        """The arrays that come out for a parameter, checked, in the order of `results`.
+
+        `given` are the weight, the value and the slots, in the weight's shape.
+
+        Raises
+        ------
+        TypeError
+            If something else comes out than arrays like the weight.
+        """
+        n, flat = len(given) - len(self.slots), iter(numbers)
+        s = Slots(self.rule, dict(zip(self.slots, given[n:], strict=True)))
+        h = Numbers(self.rule, {name: _joined(flat, count) for name, count in self.numbers.items()})
+        returned = getattr(self.rule, self.method)(*given[:n], s, h, arrays.namespace(given[0]))
+        value, slots = split(self.rule, self.method, returned)
+        if set(slots) != set(self.results[1:]):
+            raise TypeError(f"{self.label} returned the slots {sorted(slots)}, not {sorted(self.results[1:])}")
+        found = [value, *(slots[name] for name in self.results[1:])]
+        for name, x in zip(self.results, found, strict=True):
+            self._check(parameter, name, x, given[0])
+        return found
+
+    def _check(self, parameter: str, name: str, x: Any, weight: Any) -> None:
+        expected = arrays.describe(weight)
+        if arrays.is_array(x) and arrays.describe(x) == expected:
+            return
+        what = f" for the slot {name!r}" if name else ""
+        raise TypeError(
+            f"{self.label} returned a {arrays.describe(x)}{what} for parameter {parameter!r}, not a {expected}; "
+            "nothing was written"
+        )
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def _joined(flat: Iterator[Any], count: int | None) -> Any:
+    """A number as a rule sees it: None, a float, or a tuple of them."""
+    if count is None:
+        return None
+    return tuple(next(flat) for _ in range(count)) if count else next(flat)
