@@ -104,6 +104,15 @@ def test_row_39_state_may_be_read_while_another_thread_steps():
 # ---- forks
 
 
+@contextlib.contextmanager
+def forks_allowed():
+    """Forks beside threads: Python warns of them from 3.12 on, JAX where another test has loaded it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        yield
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("engine", ["eager", "numba"])
 def test_row_40_a_forked_child_works(engine):
@@ -133,8 +142,7 @@ def test_row_40_a_forked_child_works(engine):
     holder.start()
     held.wait()
     process = context.Process(target=child)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forks beside threads
+    with forks_allowed():
         process.start()
     forked.set()
     holder.join()
@@ -230,8 +238,7 @@ def test_row_41_eight_processes_that_start_at_once(tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     started = context.Barrier(8)
     processes = [context.Process(target=cold_step, args=(started,)) for _ in range(8)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forks beside threads
+    with forks_allowed():
         for process in processes:
             process.start()
     for process in processes:

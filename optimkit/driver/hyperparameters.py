@@ -21,8 +21,8 @@ class Hyperparameters(Rule, base=True):
     """Numbers and structure of all groups; `Membership` adds the parameters, `Optimizer` the step."""
 
     _driver_fields: ClassVar[tuple[str, ...]] = ()
-    if TYPE_CHECKING:  # set when an optimizer is built; an annotation would be a field
-        _run: Run
+    if TYPE_CHECKING:
+        _run: ClassVar[Run]  # of each optimizer, not of the class: but so it is no field
 
     def links(self) -> list[Transform]:
         """Links that a preset puts before the user's transforms."""

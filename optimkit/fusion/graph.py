@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 from optimkit.fusion.operations import OPERATIONS
 
@@ -57,6 +58,23 @@ class Node:
         return not self.args
 
 
+class WholeFunction(Protocol):
+    """A function of whole arrays, told apart by its identity: the hook `method` of the rule `index` of a chain.
+
+    It takes the name of a parameter, `count` arrays and any number of numbers, and returns arrays, one for each of `results`.
+    """
+
+    index: int
+    method: str
+    count: int
+    results: tuple[str, ...]
+
+    @property
+    def label(self) -> str: ...
+
+    def __call__(self, parameter: str, given: Sequence[Any], numbers: Sequence[Any]) -> list[Any]: ...
+
+
 class KindError(TypeError):
     """An operation was given a kind of value that it has no meaning for."""
 
@@ -95,10 +113,11 @@ class Graph:
         """The sum of a uniform value over all parameters that take part in the step."""
         return self._intern(Node("total", (arg,), label, Level.UNIFORM, arg.kind))
 
-    def call(self, function: Hashable, args: Iterable[Node], results: Iterable[Hashable]) -> tuple[Node, ...]:
+    def call(self, function: WholeFunction, args: Iterable[Node]) -> list[Node]:
         """The arrays that come out of a function of whole arrays and numbers, which is called between two passes."""
-        call = self._intern(Node("call", tuple(args), function, Level.ELEMENT))
-        return tuple(self._intern(Node("result", (call,), key, Level.ELEMENT)) for key in results)
+        call = self._intern(Node("call", tuple(args), cast(Hashable, function), Level.ELEMENT))
+        keys = [(function.index, function.method, name) for name in function.results]
+        return [self._intern(Node("result", (call,), key, Level.ELEMENT)) for key in keys]
 
     def _intern(self, node: Node, identity: Hashable = None) -> Node:
         key = (node.op, tuple(id(arg) for arg in node.args), identity if identity is not None else node.key, node.kind)

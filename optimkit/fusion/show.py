@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import cast
 
 from optimkit.fusion.graph import REDUCTIONS, Node
-from optimkit.fusion.stages import Plan
+from optimkit.fusion.stages import Call, Plan
 
 _INFIX = {
     "add": ("+", 4),
@@ -44,10 +44,21 @@ def leaf_name(node: Node) -> str:
         return "t"
     if node.op == "constant":
         return f"{node.key!r}"
-    if node.op == "slot":
+    if node.op in ("slot", "input"):
         index, name, _ = cast(SlotKey, node.key)
-        return name if index == 0 else f"{name}@{index}"
+        return _of_rule(index, name)
     return node.op
+
+
+def _of_rule(index: int, name: str) -> str:
+    """A name of a rule; a link's has its index."""
+    return name if index == 0 else f"{name}@{index}"
+
+
+def result_name(key: Hashable) -> str:
+    """What comes out of a hook that gets whole arrays: "update", "gradient@2"; a slot: "update.m"."""
+    index, method, slot = cast(tuple[int, str, str], key)
+    return _of_rule(index, method) + (f".{slot}" if slot else "")
 
 
 def formula(node: Node, name: Namer = lambda node: None, depth: int = 0) -> str:
@@ -62,6 +73,8 @@ def _formula(node: Node, name: Namer, top: bool = False) -> tuple[str, int]:
         return given, 9
     if not node.args:
         return leaf_name(node), 9
+    if node.op == "result":
+        return result_name(node.key), 9
     if node.op in _INFIX:
         sign, rank = _INFIX[node.op]
         parts = []
@@ -86,10 +99,8 @@ def show_plan(plan: Plan, itemsize: int) -> str:
     for column, node in enumerate(plan.hosts):
         lines.append(f"    k{column} = {formula(node)}")
         names[node] = f"k{column}"
-    passes = {stage.round: stage for stage in plan.stages}
-    for number in sorted({*passes, *plan.uniform_rounds}):
-        stage = passes.get(number)
-        if stage is not None:
+    for number in sorted({*plan.uniform_rounds, *plan.rounds, plan.last.round}):
+        for stage in (each for each in plan.stages if each.round == number):
             read, written = traffic(plan, plan.stages.index(stage), itemsize)
             kind = "last stage" if stage is plan.last else "stage"
             lines.append(f"{kind} {plan.stages.index(stage) + 1}: {read} bytes read, {written} written per element:")
@@ -105,9 +116,17 @@ def show_plan(plan: Plan, itemsize: int) -> str:
                 uniform = f"u{sum(known.startswith('u') for known in names.values())}"
                 lines.append(f"    {uniform} = {formula(node, names.get)}        ({_scope(node)}, float64)")
                 names[node] = uniform
+        lines += [_show_call(call, names) for call in plan.calls if call.round == number]
     for key, node in plan.slot_outputs.items():
         lines.append(f"    {output_name(key)} <- {formula(node, names.get)}")
     return "\n".join(lines)
+
+
+def _show_call(call: Call, names: Mapping[Node, str]) -> str:
+    """A call of a hook that gets whole arrays."""
+    key = call.results[0]
+    args = [output_name(key) for key in call.given] + [formula(number, names.get) for number in call.numbers]
+    return f"    {output_name(key)} = {call.function.label}({', '.join(args)})        (called with whole arrays)"
 
 
 def _scope(node: Node) -> str:
@@ -117,10 +136,12 @@ def _scope(node: Node) -> str:
 
 
 def output_name(key: Hashable) -> str:
-    if isinstance(key, tuple):
-        _, index, name, _ = key
-        return name if index == 0 else f"{name}@{index}"
-    return str(key)
+    if not isinstance(key, tuple):
+        return str(key)
+    kind, index, name, last = key
+    if kind == "result":
+        return result_name((index, name, last))
+    return _of_rule(index, name) + (f"[{last}]" if kind == "given" else "")
 
 
 def traffic(plan: Plan, number: int, itemsize: int) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
-from optimkit.fusion.graph import REDUCTIONS, Level, Node, walk
+from optimkit.fusion.graph import REDUCTIONS, Level, Node, WholeFunction, walk
 from optimkit.fusion.levels import HostFunction, compile_host
 
 WEIGHT: Hashable = "w"
@@ -97,7 +98,7 @@ class Call:
     """
 
     round: int
-    function: Hashable
+    function: WholeFunction
     given: tuple[Hashable, ...]
     numbers: tuple[Node, ...]
     results: tuple[Hashable, ...]
@@ -223,18 +224,18 @@ def _sort_scalar(node: Node, hosts: dict[Node, None], uniforms: dict[Node, None]
 
 def _cut_calls(program: Program, found: Mapping[Node, int]) -> tuple[tuple[Call, ...], dict[int, dict[Hashable, Node]]]:
     """The calls, and what has to be written for them in each round, by key: values that lie nowhere yet."""
-    calls, filled = [], {}
+    calls: list[Call] = []
+    filled: dict[int, dict[Hashable, Node]] = {}
     for node in program.nodes:
         if node.op == "call":
-            function, count = node.key  # type: ignore[misc]
-            given = []
-            for place, arg in enumerate(node.args[:count]):
-                key = array_key(arg) if is_array(arg) else ("given", function.index, function.method, place)
-                given.append(key)
+            function = cast(WholeFunction, node.key)
+            given: list[Hashable] = []
+            for place, arg in enumerate(node.args[: function.count]):
+                given.append(array_key(arg) if is_array(arg) else ("given", function.index, function.method, place))
                 if not is_array(arg):
-                    filled.setdefault(found[node], {})[key] = arg
+                    filled.setdefault(found[node], {})[given[-1]] = arg
             results = tuple(("result", function.index, function.method, name) for name in function.results)
-            calls.append(Call(found[node], function, tuple(given), node.args[count:], results))
+            calls.append(Call(found[node], function, tuple(given), node.args[function.count :], results))
     return tuple(calls), filled
 
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any, NoReturn
 
-from optimkit.fusion.graph import BOOLEAN, COMPLEX, Graph, KindError, Level, Node
+from optimkit.fusion.graph import BOOLEAN, COMPLEX, Graph, KindError, Level, Node, WholeFunction
 from optimkit.fusion.operations import DERIVED, OPERATIONS
 
 
@@ -289,15 +289,13 @@ class TracingNamespace(Namespace):
             return Traced(graph, graph.apply("divide", graph.reduce("sum", node), size))
         return Traced(graph, graph.reduce(op, node))
 
-    def whole(self, call: Any, given: Sequence[Any], numbers: Sequence[Any]) -> list[Traced]:
-        """A call of a function of whole arrays; `call.results` names what comes out."""
+    def whole(self, function: WholeFunction, given: Sequence[Any], numbers: Sequence[Any]) -> list[Traced]:
+        """A call of a function of whole arrays: what comes out."""
         graph = self._graph
-        for x in given:
-            if as_node(graph, x).kind == BOOLEAN:
-                raise KindError("a comparison is handed to a hook of whole arrays; write xp.where(condition, 1.0, 0.0)")
         args = [as_node(graph, x) for x in (*given, *numbers)]
-        keys = [(call.index, call.method, name) for name in call.results]
-        return [Traced(graph, node) for node in graph.call((call, len(given)), args, keys)]
+        if any(arg.kind == BOOLEAN for arg in args):
+            raise KindError("a comparison is handed to a hook of whole arrays; write xp.where(condition, 1.0, 0.0)")
+        return [Traced(graph, node) for node in graph.call(function, args)]
 
     def norm(self, x: Traced, total: bool = False) -> Traced:
         """The 2-norm of a parameter, or over all parameters."""

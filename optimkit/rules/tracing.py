@@ -12,9 +12,10 @@ from optimkit.counting import counters
 from optimkit.fusion.graph import BOOLEAN, Graph, Level, Node, walk
 from optimkit.fusion.stages import GRADIENT, Program
 from optimkit.fusion.trace import Traced, TracingNamespace, as_node
-from optimkit.rules.chain import Chain, Numbers, run
+from optimkit.rules.chain import Chain, run
 from optimkit.rules.numbers import Follow
 from optimkit.rules.rule import Rule
+from optimkit.rules.whole import Numbers
 
 
 def trace(

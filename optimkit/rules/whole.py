@@ -64,6 +64,8 @@ class WholeCall:
 
     Attributes
     ----------
+    count : int
+        How many arrays it is given.
     results : tuple of str
         What comes out: "" for the value, then the slots.
     """
@@ -76,7 +78,7 @@ class WholeCall:
             for name, value in vars(h).items()
             if name != "_rule"
         }
-        self.results = ("", *writes)
+        self.count, self.results = 2 + len(self.slots), ("", *writes)  # the weight and the value, then slots
         if writes and rule._hooks() != (method,):
             several = ", ".join(rule._hooks())
             raise TypeError(
@@ -104,10 +106,10 @@ class WholeCall:
         TypeError
             If something else comes out than arrays like the weight.
         """
-        n, flat = len(given) - len(self.slots), iter(numbers)
-        s = Slots(self.rule, dict(zip(self.slots, given[n:], strict=True)))
+        flat = iter(numbers)
+        s = Slots(self.rule, dict(zip(self.slots, given[2:], strict=True)))
         h = Numbers(self.rule, {name: _joined(flat, count) for name, count in self.numbers.items()})
-        returned = getattr(self.rule, self.method)(*given[:n], s, h, arrays.namespace(given[0]))
+        returned = getattr(self.rule, self.method)(*given[:2], s, h, arrays.namespace(given[0]))
         value, slots = split(self.rule, self.method, returned)
         if set(slots) != set(self.results[1:]):
             raise TypeError(f"{self.label} returned the slots {sorted(slots)}, not {sorted(self.results[1:])}")

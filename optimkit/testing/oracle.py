@@ -261,7 +261,7 @@ class Oracle:
     ) -> tuple[Chain, Any, dict[SlotKey, Any]]:
         chain = self._chain(each.entry)
         for key, slot in chain.slots().items():
-            holder = self._shared if slot.extent == "optimizer" else each.slots
+            holder: dict[SlotKey, Any] = self._shared if slot.extent == "optimizer" else each.slots
             if slot.is_constant and key in each.entry.slots:  # the caller's, who may have filled it
                 holder[key] = each.flat(arrays.to_numpy(each.entry.value(key)))
             elif key not in holder:

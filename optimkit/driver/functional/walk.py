@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from optimkit import arrays
 from optimkit.driver.run import Run
 from optimkit.engines import canonical
 from optimkit.engines.eager.whole import function_of
-from optimkit.fusion.graph import BOOLEAN, REDUCTIONS, Level, Node
+from optimkit.fusion.graph import BOOLEAN, REDUCTIONS, Level, Node, WholeFunction
 from optimkit.fusion.operations import OPERATIONS
 from optimkit.fusion.stages import Program
 from optimkit.rules.chain import Chain
@@ -103,9 +103,9 @@ class Walk:
 
     def _call(self, member: Walked, node: Node) -> dict[str, Any]:
         """A hook that gets whole arrays: what comes out, by name."""
-        function, count = node.key  # type: ignore[misc]
-        given = [self.element(member, arg) for arg in node.args[:count]]
-        found = function(member.name, given, [self.value(member, arg) for arg in node.args[count:]])
+        function = cast(WholeFunction, node.key)
+        given = [self.element(member, arg) for arg in node.args[: function.count]]
+        found = function(member.name, given, [self.value(member, arg) for arg in node.args[function.count :]])
         return dict(zip(function.results, found, strict=True))
 
     def _widen(self, member: Walked) -> Callable[[Any], Any]:

@@ -123,7 +123,5 @@ def _check_capturable(buckets: Sequence[Bucket], on_host: Sequence[Bucket]) -> N
         )
     for bucket in buckets:
         for call in bucket.plan.calls:
-            label = call.function.label  # type: ignore[attr-defined]
-            raise ValueError(
-                f"capturable = True: {label} gets whole arrays (elementwise = False), and can't be part of a CUDA graph"
-            )
+            what = f"{call.function.label} gets whole arrays (elementwise = False)"
+            raise ValueError(f"capturable = True: {what}, and can't be part of a CUDA graph")

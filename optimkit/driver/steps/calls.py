@@ -30,7 +30,7 @@ def run_calls(bucket: Bucket, number: int, value: Callable[[Node], Any]) -> None
             entry, member = bucket.entries[p], bucket.members[p]
             given = [_as_given(entry, member.arrays[key]) for key in call.given]
             own = [_as_number(node, found if np.ndim(found) == 0 else found[p]) for node, found in numbers]
-            results = call.function(entry.name, given, own)  # type: ignore[operator]
+            results = call.function(entry.name, given, own)
             for key, x in zip(call.results, results, strict=True):
                 member.arrays[key][...] = entry.in_order(arrays.view(x))
 

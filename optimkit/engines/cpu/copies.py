@@ -101,7 +101,7 @@ def kernel(layout, data, start, n, dense, mode):
 
 def _branches(depth: int, word: str, text: str) -> str:
     """One statement for each dtype: the one whose code a word has is run."""
-    lines = []
+    lines: list[str] = []
     for dtype in DTYPES.values():
         asked = f"{'el' * bool(lines)}if {word} == {dtype.code}:"
         lines += [asked if dtype.code < len(DTYPES) - 1 else "else:", "    " + text.format(cpu=dtype.cpu)]
