@@ -10,7 +10,6 @@ import optimkit
 from optimkit import info
 from optimkit.bench.neighbours import Neighbours, warning
 from optimkit.bench.options import Options
-from optimkit.bench.report import Unavailable as Unavailable  # what `run` raises
 from optimkit.engines import disk
 
 

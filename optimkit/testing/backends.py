@@ -22,7 +22,7 @@ import numpy as np
 
 from optimkit import arrays
 from optimkit.engines import choose
-from optimkit.engines.cuda import compile as cuda_compile
+from optimkit.engines.cuda import diagnosis
 
 # For values that need not be equal to the bit: |got - expected| <= tolerance * (|expected| + scale), with the largest
 # value of the array as scale. A few roundings of functions that libraries compute differently (exp, pow, a fused
@@ -101,7 +101,7 @@ def _problem(library: str, engine: str) -> str:
     with warnings.catch_warnings():  # some complain about a missing driver; the reason says it better
         warnings.simplefilter("ignore")
         if library == "cupy":
-            return cuda_compile.available()
+            return diagnosis.available()
         try:
             importlib.import_module(library)
         except ImportError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimkit.engines.cuda import compile as cuda_compile
+from optimkit.engines.cuda import diagnosis
 
 HERE = Path(__file__).parent
 
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip everything here that needs a device, with the reason."""
     mine = [item for item in items if HERE in item.path.parents and item.get_closest_marker("without_device") is None]
-    problem = cuda_compile.available() if mine else ""
+    problem = diagnosis.available() if mine else ""
     if problem:
         for item in mine:
             item.add_marker(pytest.mark.skip(reason=f"no CUDA device: {problem}"))

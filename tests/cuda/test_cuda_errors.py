@@ -14,6 +14,7 @@ import optimkit
 from optimkit.counting import counters
 from optimkit.engines import disk as cache
 from optimkit.engines.cuda import compile as cuda_compile
+from optimkit.engines.cuda import diagnosis
 from optimkit.engines.cuda import text as cuda_text
 
 without_device = pytest.mark.without_device
@@ -191,6 +192,6 @@ def fake_cupy(driver: int, error: str = "", devices: int = 1) -> Any:
 )
 def test_what_is_missing(cupy: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    found = cuda_compile.available()
+    found = diagnosis.available()
     assert message in found
     assert bool(message) == bool(found)

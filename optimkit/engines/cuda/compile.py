@@ -25,37 +25,6 @@ class KernelError(RuntimeError):
     """A kernel could not be compiled or loaded; the message holds its text and the compiler's log."""
 
 
-def available() -> str:
-    """Why CUDA can't be used here; empty if it can."""
-    try:
-        import cupy
-    except ImportError as error:
-        return f"cupy can't be imported ({error}); pip install 'optimkit[cuda13x]' or 'optimkit[cuda12x]'"
-    return _driver_problem(cupy)
-
-
-def _driver_problem(cupy: Any) -> str:
-    runtime = cupy.cuda.runtime
-    try:
-        driver = int(runtime.driverGetVersion())
-        if not driver:
-            return "there is no NVIDIA driver: cupy can be imported, but every array would fail; install the driver of your GPU"
-        count = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        if "InsufficientDriver" in str(error):
-            return (
-                f"the NVIDIA driver knows CUDA {driver // 1000}.{driver % 1000 // 10}, and this CuPy is built for CUDA "
-                f"{cuda_major(cupy)}: update the driver, or install the CuPy of an older CUDA"
-            )
-        return f"no CUDA device answers: {error}"
-    return "" if count else "there is no CUDA device"
-
-
-def cuda_major(cupy: Any) -> int:
-    """The CUDA version that CuPy was built for."""
-    return int(cupy.cuda.runtime.runtimeGetVersion()) // 1000
-
-
 def _architecture(device: int) -> str:
     """The compute capability of a device, without its dot."""
     import cupy

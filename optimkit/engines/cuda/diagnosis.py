@@ -1,6 +1,6 @@
 """Whether CuPy arrays can be used here; if not, what is missing and how to get it.
 
-`find_cuda` looks for CuPy, the driver, devices and the compiler library, and never raises;
+`available` asks an installed CuPy, in short. `find_cuda` looks for CuPy, the driver, devices and the compiler library, and never raises;
 `cuda_problem` judges what it found. The usual failures look alike from inside CuPy ("driver version
 is insufficient" is also said where there is no driver at all), so the driver is asked directly.
 """
@@ -29,6 +29,34 @@ DRIVER_ERRORS = {  # the results of cuInit that people meet
     804: "the compatibility package does not support this GPU",
 }
 _LOOK = "see what nvidia-smi says; look at CUDA_VISIBLE_DEVICES; start a container with --gpus all"
+
+
+def available() -> str:
+    """Why the CUDA engine can't be used here, in short; empty if it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"cupy can't be imported ({error}); pip install 'optimkit[cuda13x]' or 'optimkit[cuda12x]'"
+    driver = int(cupy.cuda.runtime.driverGetVersion())
+    if not driver:
+        return "there is no NVIDIA driver: cupy can be imported, but every array would fail; install the driver of your GPU"
+    count, error_of_count = _count_devices(cupy)
+    if "InsufficientDriver" in str(error_of_count):
+        return (
+            f"the NVIDIA driver knows CUDA {version_text(driver)}, and this CuPy is built for CUDA "
+            f"{int(cupy.cuda.runtime.runtimeGetVersion()) // 1000}: update the driver, or install the CuPy of an older CUDA"
+        )
+    if error_of_count is not None:
+        return f"no CUDA device answers: {error_of_count}"
+    return "" if count else "there is no CUDA device"
+
+
+def _count_devices(cupy: Any) -> tuple[int, Exception | None]:
+    """The number of devices that a CuPy sees, and what it raises."""
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount()), None
+    except Exception as error:  # half an installation raises AttributeError and others
+        return 0, error
 
 
 @dataclass(frozen=True)
@@ -143,10 +171,12 @@ def find_cuda() -> Cuda:
             cupy = importlib.import_module("cupy")
     except Exception as error:  # missing libraries raise OSError, half an installation AttributeError
         return Cuda(packages, driver, driver_error, import_error=one_line(error))
+    count, error_of_count = _count_devices(cupy)
+    device_error = one_line(error_of_count) if error_of_count is not None else ""
     devices: list[dict[str, Any]] = []
-    device_error = compiler_error = ""
+    compiler_error = ""
     try:
-        devices += [_device(cupy, number) for number in range(cupy.cuda.runtime.getDeviceCount())]
+        devices += [_device(cupy, number) for number in range(count)]
     except Exception as error:
         device_error = one_line(error)
     try:
