@@ -10,20 +10,19 @@ either that it is dense or its lengths and strides. Weights, gradients, slots an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from optimkit.arrays.asking import dtype_name
 from optimkit.arrays.dtypes import DTYPES, DType
 from optimkit.arrays.libraries import library_of
+
+_BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES.values()}  # arrays that have an address are NumPy's, or as good as
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...]]  # lengths, and strides in bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where an array lies. `geometry` is None where its elements follow each other in C order, without gaps."""
 
     address: int
@@ -33,8 +32,9 @@ class Placement:
     @classmethod
     def of(cls, x: Any) -> Placement:
         """The placement of an array that has an address."""
-        dense = x.flags.c_contiguous
-        return cls(address(x), DTYPES[dtype_name(x)], None if dense else (tuple(x.shape), byte_strides(x)))
+        library = library_of(x)
+        geometry = None if x.flags.c_contiguous else (tuple(x.shape), library.strides(x))
+        return cls(library.address(x), _BY_NUMPY[x.dtype], geometry)
 
     def lengths_and_strides(self, size: int) -> Geometry:
         """The geometry, with at least one axis; of a dense array of `size` elements too."""

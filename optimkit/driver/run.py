@@ -180,6 +180,8 @@ class Run:
                     stacklevel=5,
                 )
             self.steps = steps
+            if self.gradients is not None:
+                self.gradients.settled = False  # these have seen none
         return self.steps
 
     def ready_gradients(self) -> tuple[Gradients, ContainerWatch]:

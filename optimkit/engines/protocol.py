@@ -69,7 +69,10 @@ class Runner(Protocol):
     def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None: ...
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
-        """The weight or the gradient of these members is another array, there is none, or one again."""
+        """The weight or the gradient of these members is another array, there is none, or one again.
+
+        All members are told of before the first step.
+        """
 
     def gradients_moved(self, shifts: np.ndarray) -> None:
         """The gradients lie elsewhere, by so many bytes, (members,) int64; what they look like is as before."""

@@ -23,7 +23,7 @@ GRADIENT: Hashable = "g"
 ARRAYS = ("w", "g", "slot", "input", "result")  # nodes that lie in memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """What one step computes for one parameter: the new weight and the new slots, by key.
 
@@ -76,7 +76,7 @@ def total_rounds(programs: Iterable[Program]) -> dict[Hashable, int]:
         floor = raised
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One pass: the arrays it reads, the element nodes in order, and what it ends in.
 
@@ -104,7 +104,7 @@ class Call:
     results: tuple[Hashable, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A program cut into stages, with the columns of its scalar tables.
 

@@ -28,6 +28,7 @@ class Bucket:
 
     def __init__(self, entries: Sequence[Entry], places: Sequence[int], chain: Chain, plan: Plan, engine: Engine) -> None:
         self.entries, self.chain, self.plan, self.engine = list(entries), chain, plan, engine
+        self.library = entries[0].library
         self.places = np.array(places, np.int64)  # of the entries among all of the optimizer's
         self.members = self._make_members()
         self.runner: Any = engine.runner(plan, entries[0].dtype, self.members)

@@ -98,12 +98,12 @@ class Steps:
             )
         self.host = HostSteps(on_host, entries, shared, nonfinite) if on_host else None
         self.device = DeviceSteps(on_device, entries, shared, nonfinite, capturable) if on_device else None
+        self._both: list[HostSteps | DeviceSteps] = [each for each in (self.host, self.device) if each is not None]
 
     @property
     def active(self) -> list[HostSteps | DeviceSteps]:
         """Those that have something to do: there is a gradient for them."""
-        both = (self.host, self.device)
-        return [each for each in both if each is not None and any(bucket.n_active for bucket in each.buckets)]
+        return [each for each in self._both if any(bucket.n_active for bucket in each.buckets)]
 
     def take_back(self) -> None:
         """The step is over: hold no gradient any more."""

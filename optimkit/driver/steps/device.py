@@ -54,6 +54,7 @@ class DeviceSteps:
                 bucket.counts_on_device = True
                 bucket.runner.set_counts(bucket.t)
         self.active: list[Bucket] = []
+        self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
 
     def _place_slots(self, bucket: Bucket) -> None:
         """The slots per parameter move to the device; `opt.state` shows them there."""
@@ -71,12 +72,10 @@ class DeviceSteps:
 
     def prepare(self) -> None:
         """A step of the buckets that have gradients."""
-        self.active = [bucket for bucket in self.buckets if bucket.n_active]
-
-    @property
-    def rounds(self) -> list[int]:
-        """The rounds of this step in which there is something to do."""
-        return sorted({number for bucket in self.active for number in bucket.plan.rounds})
+        active = [bucket for bucket in self.buckets if bucket.n_active]
+        if active != self.active:
+            self.active = active
+            self.rounds = sorted({number for bucket in active for number in bucket.plan.rounds})
 
     def begin(self) -> None:
         """The step begins: its tables are brought to the device."""

@@ -38,19 +38,19 @@ class HostSteps:
         self.exchange = Exchange(entries)
         self.uniforms = {id(bucket): Uniforms(bucket) for bucket in buckets}
         self.active: list[tuple[Bucket, Uniforms]] = []
+        self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
         self.norm: float | None = None
-        self.applied = True
+        self.applied, self._has_norm = True, False
 
     def prepare(self) -> None:
         """A step of the buckets that have gradients: allocate what it needs, so that nothing fails once it writes."""
-        self.active = [(bucket, self.uniforms[id(bucket)]) for bucket in self.buckets if bucket.n_active]
-        for bucket, _ in self.active:
+        active = [(bucket, self.uniforms[id(bucket)]) for bucket in self.buckets if bucket.n_active]
+        if active != self.active:
+            self.active = active
+            self.rounds = sorted({number for bucket, _ in active for number in bucket.plan.rounds})
+            self._has_norm = all(bucket.plan.program.gradient_norm is not None for bucket, _ in active)
+        for bucket, _ in active:
             bucket.runner.prepare(bucket.tables)
-
-    @property
-    def rounds(self) -> list[int]:
-        """The rounds of this step in which there is something to do."""
-        return sorted({number for bucket, _ in self.active for number in bucket.plan.rounds})
 
     def begin(self) -> None:
         """The step begins."""
@@ -81,7 +81,8 @@ class HostSteps:
     def call(self, number: int) -> None:
         """Make the calls of a round."""
         for bucket, uniforms in self.active:
-            run_calls(bucket, number, uniforms.value)
+            if bucket.plan.calls:
+                run_calls(bucket, number, uniforms.value)
 
     def decide(self) -> bool:
         """Whether the step is to be applied.
@@ -91,10 +92,7 @@ class HostSteps:
         NonFiniteGradientError
             With `nonfinite="raise"`.
         """
-        self.norm = None
-        norms = [uniforms.gradient_norm() for _, uniforms in self.active]
-        if norms and None not in norms:
-            self.norm = norms[0]
+        self.norm = self.active[0][1].gradient_norm() if self._has_norm else None
         self.applied = self.nonfinite == "allow" or self.norm is None or bool(np.isfinite(self.norm))
         if not self.applied and self.nonfinite == "raise":
             raise NonFiniteGradientError(name_nonfinite((bucket, uniforms.values) for bucket, uniforms in self.active))
@@ -109,8 +107,8 @@ class HostSteps:
             bucket.runner.commit(bucket.tables, zero)
             uniforms.write_slots(self.shared)
             bucket.count_up()
-            if bucket.entries[0].library.counts_writes:
-                bucket.entries[0].library.written(bucket.written())
+            if bucket.library.counts_writes:
+                bucket.library.written(bucket.written())
 
     def result(self) -> StepResult:
         """What the step tells."""

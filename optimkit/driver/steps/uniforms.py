@@ -21,6 +21,11 @@ class Uniforms:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket, self.plan, self.tables = bucket, bucket.plan, bucket.tables
         self.values: dict[Node, Any] = {}
+        self.columns = {node: column for column, node in enumerate(self.plan.uniforms)}
+        self.host_columns = {node: column for column, node in enumerate(self.plan.hosts)}
+        rounds = self.plan.uniform_rounds
+        self.totals = {number: [node for node in rounds[number] if node.op == "total"] for number in rounds}
+        self.following = {number: [node for node in rounds[number] if node.op not in REDUCTIONS] for number in rounds}
 
     def start(self, shared: Shared) -> None:
         """What is known before any pass: sizes and slots."""
@@ -42,14 +47,14 @@ class Uniforms:
     def keep(self, node: Node, value: Any) -> None:
         """A value is known now."""
         self.values[node] = value
-        if node in self.plan.uniforms:
-            self.tables.uniforms[:, self.plan.uniforms.index(node)] = value
+        column = self.columns.get(node)
+        if column is not None:
+            self.tables.uniforms[:, column] = value
 
     def finish(self, number: int, totals: Mapping[Hashable, float]) -> None:
         """Compute the values of a round, whose reductions and totals are known."""
-        for node in self.plan.uniform_rounds.get(number, ()):
-            if node.op not in REDUCTIONS:
-                self.keep(node, totals[node.key] if node.op == "total" else self._compute(node))
+        for node in self.following.get(number, ()):
+            self.keep(node, totals[node.key] if node.op == "total" else self._compute(node))
 
     def _compute(self, node: Node) -> Any:
         return uniform_value(node.op, [self.value(arg) for arg in node.args])
@@ -59,21 +64,19 @@ class Uniforms:
         if node.op == "constant":
             return float(node.key) if node.kind == "real" else node.key  # type: ignore[arg-type]
         if node.level is Level.HOST:
-            column = self.tables.rows[:, self.plan.hosts.index(node)]
+            column = self.tables.rows[:, self.host_columns[node]]
             return float(column[0]) if len(column) == 1 else column[self.tables.row_of]
         return self.values[node]
 
     def contributions(self, number: int) -> dict[Hashable, np.ndarray]:
         """What each member adds to the totals of a round: its value, or 0 where it takes no part."""
-        totals = [node for node in self.plan.uniform_rounds.get(number, ()) if node.op == "total"]
-        return {node.key: np.where(self.bucket.active, self.value(node.args[0]), 0.0) for node in totals}
+        active = self.bucket.active
+        return {node.key: np.where(active, self.value(node.args[0]), 0.0) for node in self.totals.get(number, ())}
 
-    def gradient_norm(self) -> float | None:
-        """The norm of all gradients of the step; None where the step did not compute it."""
-        node = self.plan.program.gradient_norm
-        if node is None:
-            return None
-        value = self.value(node)
+    def gradient_norm(self) -> float:
+        """The norm of all gradients of the step, where the program computes it."""
+        assert self.plan.program.gradient_norm is not None
+        value = self.value(self.plan.program.gradient_norm)
         return float(value if np.ndim(value) == 0 else value[0])
 
     def write_slots(self, shared: Shared) -> None:

@@ -69,7 +69,7 @@ class CpuRunner:
         for key, found in others.items():
             for p, where in enumerate(found):
                 self.gathered[p] |= self._place(p, key, where)
-        self.arrays_changed(range(len(members)))
+        self.table[:, self.columns.flags] = ABSENT  # until a gradient is lent
 
     def _is_plain(self, where: Placement) -> bool:
         return where.geometry is None and where.dtype is self.dtype

@@ -9,6 +9,7 @@ scratch memory, a chunk at a time (`copies`).
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 from optimkit.arrays import DType
 from optimkit.engines.canonical import IDENTITY, LANES, UNIT
@@ -118,7 +119,8 @@ def kernel_texts(plan: Plan, dtype: DType) -> list[str]:
     return [kernel_text(plan, number, dtype) for number in range(len(plan.stages))]
 
 
-def kernel_text(plan: Plan, number: int, dtype: DType, strided: Sequence[Hashable] = STRIDED) -> str:
+@lru_cache(maxsize=1024)
+def kernel_text(plan: Plan, number: int, dtype: DType, strided: tuple[Hashable, ...] = STRIDED) -> str:
     """The text of stage `number` of a plan, for arrays of `dtype`, of which those in `strided` may have to be gathered."""
     return _Kernel(plan, number, dtype, strided).text()
 

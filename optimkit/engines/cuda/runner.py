@@ -70,7 +70,7 @@ class CudaRunner:
         for key, found in others.items():
             for p, where in enumerate(found):
                 self.gathered[p] |= self._place(p, key, where)
-        self.arrays_changed(range(len(members)))
+        self.table[:, self.columns.flags] = ABSENT  # until a gradient is lent
 
     def _make_tables(self) -> None:
         """Tables in device memory, made once."""
