@@ -24,10 +24,16 @@ from optimkit import (
     RMSProp,
     Scalar,
     Transform,
+    abs2,
+    constant,
+    copy_of_weight,
+    full,
+    norm,
     schedules,
+    total,
+    total_norm,
+    zeros,
 )
-from optimkit.rules.functions import abs2, norm, total, total_norm
-from optimkit.rules.slots import copy_of_weight, full, zeros
 from optimkit.transforms import ClipByGlobalNorm, ClipByValue, WeightDecay
 
 
@@ -103,6 +109,55 @@ class Huber(Penalty):
         return xp.clip(w, -h.width, h.width)
 
 
+class Masked(Optimizer):
+    """Inputs that are read and never written, beside a slot that is: a mask, and a preconditioner."""
+
+    lr: Scalar = 0.1
+
+    def slots(self):
+        return {"mask": constant, "scale": constant(0.5), "m": zeros}
+
+    def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+        m = 0.75 * s.m + xp.where(s.mask > 0, g, 0.0)
+        return h.lr * s.scale * m, {"m": m}
+
+
+class Mirrored(Transform):
+    """Whole arrays: the gradient is mixed with itself along its first axis, read backwards."""
+
+    elementwise = False
+    amount: Scalar = 0.25
+
+    def gradient(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+        return g if g.ndim == 0 else (1 - h.amount) * g + h.amount * xp.flip(g, axis=0)
+
+
+class Recalling(Transform):
+    """Whole arrays with a slot: part of the step before is taken again."""
+
+    elementwise = False
+
+    def slots(self):
+        return {"last": zeros}
+
+    def step(self, w: Any, d: Any, s: Any, h: Any, xp: Any) -> Any:
+        return d + s.last / (2 + h.t), {"last": d}
+
+
+class Rotating(Optimizer):
+    """Whole arrays for the update itself, as a rule for matrices has them."""
+
+    elementwise = False
+    lr: Scalar = 0.1
+
+    def slots(self):
+        return {"m": zeros, "scale": constant(2.0)}
+
+    def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+        m = 0.5 * s.m + (g if g.ndim == 0 else xp.roll(g, 1, axis=0))
+        return h.lr * s.scale * m, {"m": m}
+
+
 def falling(step: int) -> float:
     return 0.1 / (1 + step)
 
@@ -129,6 +184,9 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "trust": (Trust, {}),
     "distance": (Distance, {}),
     "smooth": (Smooth, {"penalty": Huber()}),
+    "masked": (Masked, {"transforms": [ClipByGlobalNorm(1.0)]}),
+    "whole arrays": (AdamW, {"lr": 0.1, "transforms": [ClipByValue(1.0), Mirrored(), ClipByGlobalNorm(0.5), Recalling()]}),
+    "whole update": (Rotating, {"maximize": True, "transforms": [ClipByGlobalNorm(1.0), Average()], "penalty": L2(0.125)}),
 }
 
 # Few of them, for tests that need not repeat what holds for all: without state, with state, and with a reduction.

@@ -516,3 +516,37 @@ def test_without_numba_a_step_is_the_same(monkeypatch):
     assert plain._run.gradients.fingerprints.compiled is not None
     assert_same(one, two)
     assert optimkit.counters.gradients_checked > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_weight_that_is_replaced_by_one_over_a_gradient_is_seen(engine):
+    """The other parameter's gradient looks as before and lies where it lay; the new weight is written over it."""
+    memory = np.zeros(24)
+    g = memory[8:16]
+    params = {"a": np.zeros(8), "b": np.zeros(8)}
+    opt = optimkit.SGD(params, lr=1.0, engine=engine)
+    for _ in range(2):
+        g[...] = np.arange(8)
+        opt.step({"a": np.ones(8), "b": g})
+    before = params["b"].copy()
+    params["a"] = memory[4:12]
+    params["a"][...] = 3.0
+    expected = before - g
+    opt.step({"a": np.ones(8), "b": g})
+    assert opt._run.gradients.sharing == {1}
+    np.testing.assert_array_equal(params["b"], expected)
+    np.testing.assert_array_equal(params["a"], 2.0)
+
+
+def test_gradients_that_once_were_there_are_remembered_over_a_change_of_structure():
+    """A step without any gradient is a step of nobody; only where there never was one, something was forgotten."""
+    p = Param(np.zeros(2), np.ones(2), name="p")
+    opt = optimkit.SGD([p], lr=1.0)
+    opt.step()
+    p.grad = None
+    opt.add({"q": np.zeros(3)})
+    assert not opt.step().applied
+    opt.set(where="q", lr=0.5)
+    assert not opt.step().applied
+    with pytest.raises(TypeError, match=r"step\(\) found no gradients"):
+        optimkit.SGD([Param(np.zeros(2))], lr=1.0).step()

@@ -14,6 +14,7 @@ import pytest
 
 import optimkit
 from optimkit import L1, L2, Optimizer, Param, Scalar
+from optimkit.testing import Oracle
 from optimkit.transforms import ClipByGlobalNorm, ClipByValue, WeightDecay
 
 SGD, Adam, AdamW, AMSGrad, Adagrad, RMSProp = (
@@ -363,3 +364,20 @@ def test_links_see_their_own_numbers_the_rate_and_the_count():
     opt.step(np.ones(1))
     opt.step(np.ones(1))
     assert w[0] == -(0.5 + 2.5 + 100) - (0.5 + 2.5 + 200)
+
+
+def test_links_go_by_the_name_that_their_own_optimizer_gives():
+    """A Param in two optimizers has two names; `where` means that of the optimizer which the link belongs to."""
+    p = Param(np.ones(1))
+    first = optimkit.SGD({"a": p}, lr=1.0, transforms=[WeightDecay(0.5, where="a")])
+    second = optimkit.SGD({"b": p}, lr=1.0, transforms=[WeightDecay(0.25, where="b")])
+    assert p.name == "b"
+    oracles = [Oracle(first), Oracle(second)]
+    first.step({"a": np.zeros(1)})
+    assert p.data.tolist() == [0.5]
+    second.step({"b": np.zeros(1)})
+    assert p.data.tolist() == [0.375]
+    oracles[0].step({"a": np.zeros(1)})
+    oracles[1].step({"b": np.zeros(1)})
+    assert [oracle.params[name].tolist() for oracle, name in zip(oracles, "ab", strict=True)] == [[0.5], [0.75]]
+    assert list(first.state["a"]) == list(second.state["b"]) == []

@@ -119,13 +119,13 @@ class WholeCall:
         return found
 
     def _check(self, parameter: str, name: str, x: Any, weight: Any) -> None:
-        expected = arrays.describe(weight)
-        if arrays.is_array(x) and arrays.describe(x) == expected:
+        given, expected = arrays.describe(x), arrays.describe(weight)
+        if arrays.is_array(x) and given == expected:
             return
-        what = f" for the slot {name!r}" if name else ""
+        slot = f" for the slot {name!r}" if name else ""
+        article = "a " if arrays.is_array(x) else ""
         raise TypeError(
-            f"{self.label} returned a {arrays.describe(x)}{what} for parameter {parameter!r}, not a {expected}; "
-            "nothing was written"
+            f"{self.label} returned {article}{given}{slot} for parameter {parameter!r}, not a {expected}; nothing was written"
         )
 
 

@@ -59,6 +59,11 @@ class Backend:
     def functional(self) -> bool:
         return self.engine == "functional"
 
+    @property
+    def library_flushes(self) -> bool:
+        """Whether the library's own kernels flush, whatever the engine's do."""
+        return any(other.flushes for other in BACKENDS.values() if other.library == self.library)
+
     def available(self) -> str:
         """Why it can't be used here; empty if it can."""
         return _problem(self.library, self.engine)

@@ -13,6 +13,7 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.fusion.graph import Node
 
 
+@np.errstate(all="ignore")  # as in kernels: a value that overflows is infinite
 def run_calls(bucket: Bucket, number: int, value: Callable[[Node], Any]) -> None:
     """Make the calls of a round for every member that has a gradient. `value(node)` is a number, or one per member.
 

@@ -1,7 +1,7 @@
 """Whether CuPy arrays can be used here; if not, what is missing and how to get it.
 
-`available` asks an installed CuPy, in short. `find_cuda` looks for CuPy, the driver, devices and the compiler library, and never raises;
-`cuda_problem` judges what it found. The usual failures look alike from inside CuPy ("driver version
+`available` asks an installed CuPy, in short. `find_cuda` looks for CuPy, the driver, devices and the compiler
+library, and never raises; `cuda_problem` judges what it found. The usual failures look alike from inside CuPy ("driver version
 is insufficient" is also said where there is no driver at all), so the driver is asked directly.
 """
 
