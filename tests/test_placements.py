@@ -79,6 +79,8 @@ def test_slots_and_inputs_may_be_strided(engine, dtype):
                     member.arrays[key], wide = windowed(member.arrays[key])
                     kept.append(wide)
             bucket.runner = bucket.engine.runner(bucket.plan, bucket.entries[0].dtype, bucket.members)
+            host = opt._run.steps.host
+            host.parts = [part._replace(runner=bucket.runner) for part in host.parts]
             opt._run.gradients.settled = False
         for _ in range(2):
             opt.step(grads)

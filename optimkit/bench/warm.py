@@ -45,11 +45,11 @@ def resident() -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def resident_growth(contestant: Contestant, steps: int = 5) -> int | None:
+def resident_growth(contestant: Contestant) -> int | None:
     """Bytes by which the process has grown after some warm steps."""
     _step(contestant)
     before = resident()
-    for _ in range(steps):
+    for _ in range(5):
         _step(contestant)
     after = resident()
     return None if before is None or after is None else after - before

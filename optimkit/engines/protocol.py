@@ -95,13 +95,15 @@ class HostRunner(Runner, Protocol):
 
 
 class DeviceRunner(Runner, Protocol):
-    """An engine at work on a bucket whose arrays live on a device; what is read from there waits for it.
+    """An engine at work on a bucket whose arrays live on a device; what is read from there waits for it."""
 
-    `result` fetches the norm of all gradients of the step, and whether it is finite.
-    """
+    @property
+    def slot_keys(self) -> Sequence[Hashable]:
+        """The slots per parameter, in the order of `place_slots`."""
 
-    slot_keys: Sequence[Hashable]
-    result: Callable[[], tuple[float, bool]]
+    @property
+    def result(self) -> Callable[[], tuple[float, bool]]:
+        """Fetches the norm of all gradients of the step, and whether it is finite."""
 
     def get_counts(self) -> np.ndarray:
         """The updates of each member, int64."""
@@ -140,15 +142,15 @@ class DeviceLaunches(Protocol):
 
     capturing: bool
 
-    def __init__(self, runners: Sequence[Any], places: Sequence[np.ndarray], shared: Shared) -> None: ...
+    def __init__(self, runners: Sequence[DeviceRunner], places: Sequence[np.ndarray], shared: Shared) -> None: ...
 
     def slot_view(self, key: Hashable) -> Any:
         """A slot of the optimizer in device memory, 0-d float64."""
 
-    def upload(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
+    def upload(self, active: Sequence[DeviceRunner], tables: Sequence[Tables]) -> None:
         """Bring the rows of a step to the devices."""
 
-    def begin(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
+    def begin(self, active: Sequence[DeviceRunner], tables: Sequence[Tables]) -> None:
         """A step of these runners begins."""
 
     def read(self, number: int) -> None:
@@ -157,7 +159,7 @@ class DeviceLaunches(Protocol):
     def finish(self, number: int) -> None:
         """Launch what follows from them: totals, and values that depend on them."""
 
-    def on(self, runner: Any) -> Any:
+    def on(self, runner: DeviceRunner) -> Any:
         """A context in which the device of a runner is the current one."""
 
     def commit(self, zero: bool, launched: Callable[[int], None]) -> None:
@@ -173,7 +175,7 @@ class Engine:
     """
 
     name: str
-    runner: type[Any]
+    runner: type[HostRunner] | type[DeviceRunner]
     launches: type[DeviceLaunches] | None = None
     texts: Callable[[Plan, DType], list[str]] | None = None
 

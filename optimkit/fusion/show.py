@@ -61,7 +61,7 @@ def result_name(key: Hashable) -> str:
     return _of_rule(index, method) + (f".{slot}" if slot else "")
 
 
-def formula(node: Node, name: Namer = lambda node: None, depth: int = 0) -> str:
+def formula(node: Node, name: Namer = lambda node: None) -> str:
     """A node as an expression. `name` may give a node a name, which then stands for it."""
     text, _ = _formula(node, name, top=True)
     return text

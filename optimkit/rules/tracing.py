@@ -10,7 +10,7 @@ from typing import Any
 
 from optimkit.counting import counters
 from optimkit.fusion.graph import BOOLEAN, Graph, Level, Node, walk
-from optimkit.fusion.stages import GRADIENT, Program
+from optimkit.fusion.stages import GRADIENT, WEIGHT, Program
 from optimkit.fusion.trace import Traced, TracingNamespace, as_node
 from optimkit.rules.chain import Chain, run
 from optimkit.rules.numbers import Follow
@@ -18,9 +18,7 @@ from optimkit.rules.rule import Rule
 from optimkit.rules.whole import Numbers
 
 
-def trace(
-    chain: Chain, complex_weight: bool = False, wide: bool = False, check: bool = False, device_count: bool = False
-) -> Program:
+def trace(chain: Chain, wide: bool = False, check: bool = False, device_count: bool = False) -> Program:
     """Trace a chain into a program.
 
     Parameters
@@ -35,11 +33,10 @@ def trace(
     counters.traces += 1
     graph = Graph()
     count_level = Level.UNIFORM if device_count else Level.HOST
-    kind = "complex" if complex_weight else "real"
     xp = TracingNamespace(graph, wide)
 
-    def leaf(op: str, level: Level, key: Hashable = None, kind: str = "real", whole: bool = False) -> Traced:
-        return Traced(graph, graph.leaf(op, level, key, kind, whole))
+    def leaf(op: str, level: Level, key: Hashable = None, whole: bool = False) -> Traced:
+        return Traced(graph, graph.leaf(op, level, key, whole=whole))
 
     def numbers(index: int, rule: Rule) -> Numbers:
         own = {name: _traced_number(graph, index, rule, name) for name in rule._numbers}
@@ -50,9 +47,8 @@ def trace(
     slots, shapes = {}, chain.slots()
     for (index, name), slot in shapes.items():
         level = Level.ELEMENT if slot.extent == "element" else Level.UNIFORM
-        own_kind = "real" if slot.is_real or level is Level.UNIFORM else kind
-        slots[index, name] = leaf("input" if slot.is_constant else "slot", level, (index, name, slot.extent), own_kind)
-    w, g = leaf("w", Level.ELEMENT, kind=kind), leaf(str(GRADIENT), Level.ELEMENT, kind=kind)
+        slots[index, name] = leaf("input" if slot.is_constant else "slot", level, (index, name, slot.extent))
+    w, g = leaf(str(WEIGHT), Level.ELEMENT), leaf(str(GRADIENT), Level.ELEMENT)
     new_w, new_slots = run(chain, w, g, slots, numbers, xp)
     outputs: dict[Hashable, Node] = {"w": as_node(graph, new_w)}
     for (index, name), value in new_slots.items():

@@ -7,14 +7,14 @@ are rows of the scalar table, one for each distinct (group, t).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from optimkit import arrays
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
-from optimkit.engines.protocol import Engine, Member, Tables
+from optimkit.engines.protocol import DeviceRunner, Engine, HostRunner, Member, Tables
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 from optimkit.rules.chain import Chain, SlotKey
 from optimkit.rules.slots import Slot, zeros
@@ -31,7 +31,7 @@ class Bucket:
         self.library = entries[0].library
         self.places = np.array(places, np.int64)  # of the entries among all of the optimizer's
         self.members = self._make_members()
-        self.runner: Any = engine.runner(plan, entries[0].dtype, self.members)
+        self.runner: HostRunner | DeviceRunner = engine.runner(plan, entries[0].dtype, self.members)
         self.t = np.array([entry.t for entry in entries], np.int64)
         self.groups: list[Group] = list(dict.fromkeys(entry.group for entry in entries))
         self.group_of = np.array([self.groups.index(entry.group) for entry in entries], np.int64)
@@ -148,7 +148,7 @@ class Bucket:
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
         if self.counts_on_device:
-            self.t = self.runner.get_counts()
+            self.t = cast(DeviceRunner, self.runner).get_counts()
         for entry, t in zip(self.entries, self.t.tolist(), strict=True):
             entry.t = t
 

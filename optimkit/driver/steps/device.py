@@ -7,7 +7,7 @@ does the launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,22 +45,22 @@ class DeviceSteps:
         settings = protocol.Shared(entries, labels, slots, self.device_count, skip, capturable)
         launches = buckets[0].engine.launches
         assert launches is not None
-        self.launches = launches([bucket.runner for bucket in buckets], [bucket.places for bucket in buckets], settings)
+        self.launches = launches([_runner(bucket) for bucket in buckets], [bucket.places for bucket in buckets], settings)
         for key in shared:
             shared[key] = self.launches.slot_view(("slot", *key, "optimizer"))
         for bucket in buckets:
             self._place_slots(bucket)
             if self.device_count:
                 bucket.counts_on_device = True
-                bucket.runner.set_counts(bucket.t)
+                _runner(bucket).set_counts(bucket.t)
         self.active: list[Bucket] = []
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
 
     def _place_slots(self, bucket: Bucket) -> None:
         """The slots per parameter move to the device; `opt.state` shows them there."""
-        keys: list[Any] = [key[1:3] for key in bucket.runner.slot_keys]
+        keys: list[Any] = [key[1:3] for key in _runner(bucket).slot_keys]  # type: ignore[index]
         values = np.array([[float(entry.uniforms[key]) for key in keys] for entry in bucket.entries])
-        table = bucket.runner.place_slots(values.reshape(len(bucket.entries), len(keys)))
+        table = _runner(bucket).place_slots(values.reshape(len(bucket.entries), len(keys)))
         for p, entry in enumerate(bucket.entries):
             for column, key in enumerate(keys):
                 entry.uniforms[key] = table[p, column]
@@ -68,7 +68,7 @@ class DeviceSteps:
     def upload(self) -> None:
         """Bring the rows of the buckets that have gradients to the device, without a step."""
         active = [bucket for bucket in self.buckets if bucket.n_active]
-        self.launches.upload([bucket.runner for bucket in active], [bucket.tables for bucket in active])
+        self.launches.upload([_runner(bucket) for bucket in active], [bucket.tables for bucket in active])
 
     def prepare(self) -> None:
         """A step of the buckets that have gradients."""
@@ -79,7 +79,7 @@ class DeviceSteps:
 
     def begin(self) -> None:
         """The step begins: its tables are brought to the device."""
-        self.launches.begin([bucket.runner for bucket in self.active], [bucket.tables for bucket in self.active])
+        self.launches.begin([_runner(bucket) for bucket in self.active], [bucket.tables for bucket in self.active])
 
     def read(self, number: int) -> None:
         """Launch the passes of a round."""
@@ -93,7 +93,7 @@ class DeviceSteps:
         """Make the calls of a round, on the current stream of each device."""
         for bucket in self.active:
             if bucket.plan.calls:
-                with self.launches.on(bucket.runner):
+                with self.launches.on(_runner(bucket)):
                     run_calls(bucket, number, self._value_of(bucket))
 
     def _value_of(self, bucket: Bucket) -> Callable[[Node], Any]:
@@ -102,7 +102,7 @@ class DeviceSteps:
         def value(node: Node) -> Any:
             if node.level is Level.HOST:
                 return bucket.tables.rows[bucket.tables.row_of, bucket.plan.hosts.index(node)]
-            return bucket.runner.get_counts() + 1
+            return _runner(bucket).get_counts() + 1
 
         return value
 
@@ -115,7 +115,7 @@ class DeviceSteps:
             With `nonfinite="raise"`.
         """
         if self.nonfinite == "raise":
-            _, finite = self.active[0].runner.result()
+            _, finite = _runner(self.active[0]).result()
             if not finite:
                 raise NonFiniteGradientError(name_nonfinite((bucket, _sums(bucket)) for bucket in self.active))
         return True
@@ -139,13 +139,17 @@ class DeviceSteps:
         first = self.active[0]
         if first.plan.program.gradient_norm is None:
             return StepResult(True, None)
-        return StepResult(True, None, Pending(first.runner.result, self.skip))
+        return StepResult(True, None, Pending(_runner(first).result, self.skip))
+
+
+def _runner(bucket: Bucket) -> protocol.DeviceRunner:
+    return cast(protocol.DeviceRunner, bucket.runner)
 
 
 def _sums(bucket: Bucket) -> dict[Node, np.ndarray]:
     """The sums of squares of the step; waits for the device."""
     nodes = [node for stage in bucket.plan.stages for node in stage.reductions if node.op == "sum_of_squares"]
-    return {node: bucket.runner.uniform_values(node) for node in nodes}
+    return {node: _runner(bucket).uniform_values(node) for node in nodes}
 
 
 class Pending:

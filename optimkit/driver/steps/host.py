@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -14,6 +15,15 @@ from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared, Uniforms
+from optimkit.engines.protocol import HostRunner
+
+
+class _Part(NamedTuple):
+    """A bucket, the engine at work on it, and its uniform values."""
+
+    bucket: Bucket
+    runner: HostRunner
+    uniforms: Uniforms
 
 
 class HostSteps:
@@ -36,37 +46,37 @@ class HostSteps:
     def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str) -> None:
         self.buckets, self.shared, self.nonfinite = list(buckets), shared, nonfinite
         self.exchange = Exchange(entries)
-        self.uniforms = {id(bucket): Uniforms(bucket) for bucket in buckets}
-        self.active: list[tuple[Bucket, Uniforms]] = []
+        self.parts = [_Part(bucket, cast(HostRunner, bucket.runner), Uniforms(bucket)) for bucket in buckets]
+        self.active: list[_Part] = []
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
         self.norm: float | None = None
         self.applied, self._has_norm = True, False
 
     def prepare(self) -> None:
         """A step of the buckets that have gradients: allocate what it needs, so that nothing fails once it writes."""
-        active = [(bucket, self.uniforms[id(bucket)]) for bucket in self.buckets if bucket.n_active]
+        active = [part for part in self.parts if part.bucket.n_active]
         if active != self.active:
             self.active = active
-            self.rounds = sorted({number for bucket, _ in active for number in bucket.plan.rounds})
-            self._has_norm = all(bucket.plan.program.gradient_norm is not None for bucket, _ in active)
-        for bucket, _ in active:
-            bucket.runner.prepare(bucket.tables)
+            self.rounds = sorted({number for part in active for number in part.bucket.plan.rounds})
+            self._has_norm = all(part.bucket.plan.program.gradient_norm is not None for part in active)
+        for bucket, runner, _ in active:
+            runner.prepare(bucket.tables)
 
     def begin(self) -> None:
         """The step begins."""
-        for _, uniforms in self.active:
+        for _, _, uniforms in self.active:
             uniforms.start(self.shared)
 
     def read(self, number: int) -> None:
         """Run the passes of a round: those that reduce, and those that write what calls are given."""
-        for bucket, uniforms in self.active:
+        for bucket, runner, uniforms in self.active:
             for place, stage in enumerate(bucket.plan.stages[:-1]):
                 if stage.round != number:
                     continue
                 if not stage.reductions:
-                    bucket.runner.fill(place, bucket.tables)
+                    runner.fill(place, bucket.tables)
                     continue
-                results = bucket.runner.reduce(place, bucket.tables)
+                results = runner.reduce(place, bucket.tables)
                 for column, node in enumerate(stage.reductions):
                     uniforms.keep(node, results[:, column])
 
@@ -74,13 +84,13 @@ class HostSteps:
         """Compute what follows from the passes of a round: totals over all buckets, and the values of each parameter."""
         if not number:
             return
-        totals = self.exchange.totals((bucket.places, uniforms.contributions(number)) for bucket, uniforms in self.active)
-        for _, uniforms in self.active:
+        totals = self.exchange.totals((bucket.places, uniforms.contributions(number)) for bucket, _, uniforms in self.active)
+        for _, _, uniforms in self.active:
             uniforms.finish(number, totals)
 
     def call(self, number: int) -> None:
         """Make the calls of a round."""
-        for bucket, uniforms in self.active:
+        for bucket, _, uniforms in self.active:
             if bucket.plan.calls:
                 run_calls(bucket, number, uniforms.value)
 
@@ -92,19 +102,19 @@ class HostSteps:
         NonFiniteGradientError
             With `nonfinite="raise"`.
         """
-        self.norm = self.active[0][1].gradient_norm() if self._has_norm else None
+        self.norm = self.active[0].uniforms.gradient_norm() if self._has_norm else None
         self.applied = self.nonfinite == "allow" or self.norm is None or bool(np.isfinite(self.norm))
         if not self.applied and self.nonfinite == "raise":
-            raise NonFiniteGradientError(name_nonfinite((bucket, uniforms.values) for bucket, uniforms in self.active))
+            raise NonFiniteGradientError(name_nonfinite((bucket, uniforms.values) for bucket, _, uniforms in self.active))
         return self.applied
 
     def commit(self, zero: bool) -> None:
         """Write weights, slots and counts."""
         active = self.active
         if self.shared:  # their values are those of the first parameter: its bucket comes last
-            active = sorted(active, key=lambda pair: pair[0].first_place, reverse=True)
-        for bucket, uniforms in active:
-            bucket.runner.commit(bucket.tables, zero)
+            active = sorted(active, key=lambda part: part.bucket.first_place, reverse=True)
+        for bucket, runner, uniforms in active:
+            runner.commit(bucket.tables, zero)
             uniforms.write_slots(self.shared)
             bucket.count_up()
             if bucket.library.counts_writes:

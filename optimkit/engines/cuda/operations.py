@@ -60,11 +60,11 @@ def double_literal(node: Node) -> str:
     return f"({value!r})" if value < 0 else repr(value)
 
 
-def literal(node: Node, real: str = "real") -> str:
+def literal(node: Node) -> str:
     """A constant in the compute dtype."""
     if node.kind == BOOLEAN:
         return "true" if node.key else "false"
-    return f"(({real}){double_literal(node)})"
+    return f"((real){double_literal(node)})"
 
 
 def identity(node: Node) -> str:
