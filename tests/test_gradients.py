@@ -503,7 +503,7 @@ def test_compiled_spans_meet_where_intervals_do():
 
 
 def test_without_numba_a_step_is_the_same(monkeypatch):
-    monkeypatch.setattr("optimkit.driver.step.compiled_comparison", lambda pairs: None)
+    monkeypatch.setattr("optimkit.driver.steps.build.compiled_comparison", lambda pairs: None)
     one, two = weights(), weights()
     opt = Adam(one)
     for seed in range(3):

@@ -150,9 +150,7 @@ class Optimizer(Membership, base=True):
         run = self._run
         with run.lock:
             steps = run.ready_steps()
-            for bucket in steps.buckets:
-                if bucket.n_active:
-                    bucket.fill_rows(run.step_number)
+            steps.fill_rows(run.step_number)
             if steps.device is not None:
                 steps.device.upload()
 

@@ -2,9 +2,8 @@
 
 Nothing here keeps an array alive: what was seen is remembered as a fingerprint and an address. A step asks
 
-    values, _ = gradients.collect(grads)                # by parameter, None for none
-    views = gradients.check(values, zero_grad, False)   # what engines have not seen yet
-    ... hand them over ...
+    found = gradients.collect(grads, zero_grad, anew)   # what there is, and what engines have not seen yet
+    steps.lend(found)
     gradients.settle()
 
 and what raises in between is looked at anew in the next step.
@@ -12,8 +11,11 @@ and what raises in between is looked at anew in the next step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from optimkit import arrays
 from optimkit.arrays import UNSEEN
@@ -25,6 +27,36 @@ from optimkit.driver.entries.entry import Entry
 from optimkit.driver.gradients import overlaps
 from optimkit.driver.gradients.byte_ranges import ByteRanges
 from optimkit.driver.gradients.fingerprints import Fingerprints, MakeCompiled
+
+
+@dataclass(eq=False)
+class Collected:
+    """The gradients of one step.
+
+    Attributes
+    ----------
+    values : list
+        By entry, None for none. `aside` are those of frozen parameters, which take no part.
+    views : dict
+        Those that engines have not seen, by place: checked, as engines see them, copies where they lie in a weight.
+    shifts : array or None
+        By how many bytes the others moved, (entries,) int64; None where engines know all that there is to know.
+    sharing : set of int
+        The places of gradients that share memory, which no pass may zero while it reads.
+    """
+
+    values: list[Any]
+    aside: list[Any]
+    views: dict[int, Any]
+    shifts: np.ndarray | None
+    sharing: frozenset[int]
+
+    def zero(self, applied: bool) -> None:
+        """Zero outside of a pass: those that it could not, those of frozen parameters, and all after a skipped step."""
+        places: Iterable[int] = self.sharing if applied else range(len(self.values))
+        for gradient in (*(self.values[place] for place in places), *self.aside):
+            if gradient is not None:
+                arrays.view(gradient)[...] = 0.0
 
 
 class Gradients:
@@ -47,15 +79,14 @@ class Gradients:
         anchors = [entry.anchor for entry in self.entries]
         self._holders = [place for place, x in enumerate(anchors) if not isinstance(x, Param) and hasattr(x, "grad")]
 
-    # ---- what there is
-
-    def collect(self, grads: Any) -> tuple[list[Any], list[Any]]:
-        """The gradients by entry, None for none, and those of frozen parameters, which take no part.
+    def collect(self, grads: Any, zero: bool, anew: bool) -> Collected:
+        """The gradients of a step. `zero` says that they will be written, `anew` that engines have seen none.
 
         Raises
         ------
         TypeError, ValueError, KeyError
-            If they do not mirror the parameters, or there never were any.
+            If they do not mirror the parameters, one does not fit its weight, or there never were any. Nothing is
+            handed over.
         """
         self.passed = grads is not None
         if self.passed:
@@ -66,7 +97,9 @@ class Gradients:
         aside = [values[place] for place in self.frozen]
         for place in self.frozen:
             values[place] = None
-        return values, aside
+        views = self._check(values, zero, anew)
+        shifts = None if self.settled else self.fingerprints.now - self.fingerprints.before
+        return Collected(values, aside, views, shifts, self.sharing)
 
     def _own(self) -> list[Any]:
         values = [entry.param.grad for entry in self.entries]
@@ -88,17 +121,8 @@ class Gradients:
         self.fingerprints.keep(place, UNSEEN)
         self.ranges.keep_weight(place)
 
-    def check(self, values: list[Any], zero: bool, anew: bool) -> dict[int, Any]:
-        """The views, by place, of gradients that engines have not seen; the rest only moved.
-
-        `zero` says that they will be written, `anew` that engines have seen none. An array that shares memory with a
-        weight is copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a gradient does not fit its weight, or weights share memory. Nothing is handed over.
-        """
+    def _check(self, values: list[Any], zero: bool, anew: bool) -> dict[int, Any]:
+        """The views, by place, of gradients that engines have not seen; the rest only moved."""
         compared = self.settled = self.settled and not anew
         if compared and self.make is not None and self.fingerprints.compiled is None:
             self.fingerprints.compile(self.make)
@@ -140,7 +164,7 @@ class Gradients:
         return {**dict.fromkeys(range(len(values))), **every}
 
     def settle(self) -> None:
-        """Engines have what `check` gave and know what moved."""
+        """Engines have what `collect` gave and know what moved."""
         self.fingerprints.settle()
         self.settled = True
 

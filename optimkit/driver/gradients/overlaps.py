@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,9 +99,3 @@ def gradient_conflicts(entries: Sequence[Entry], views: Sequence[Any]) -> tuple[
         if (len(group) > 1 and views[group[0]].size) or group[0] in shared:
             shared.update(group)
     return with_weight, shared
-
-
-def zero(gradients: Iterable[Any]) -> None:
-    """Fill gradients with zeros."""
-    for gradient in gradients:
-        gradient[...] = 0.0

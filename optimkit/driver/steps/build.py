@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
 from optimkit.driver.entries.entry import Entry
+from optimkit.driver.entries.group import Group
+from optimkit.driver.gradients.collect import Collected
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.device import DeviceSteps
 from optimkit.driver.steps.host import HostSteps
 from optimkit.driver.steps.uniforms import Shared
-from optimkit.engines.choose import choose
+from optimkit.engines.choose import choose, compiled_comparison
 from optimkit.engines.protocol import Engine
 from optimkit.fusion.stages import total_rounds
 from optimkit.rules.chain import Chain
@@ -105,10 +108,28 @@ class Steps:
         """Those that have something to do: there is a gradient for them."""
         return [each for each in self._both if any(bucket.n_active for bucket in each.buckets)]
 
+    def lend(self, found: Collected) -> None:
+        """Hand the gradients of a step to the engines, as far as they have not seen them."""
+        for bucket in self.buckets:
+            if found.shifts is not None:
+                bucket.lend(found.views, found.shifts, found.sharing)
+            if bucket.plan.calls or not bucket.runner.keeps_addresses:
+                bucket.lend_all(found.values)
+
     def take_back(self) -> None:
         """The step is over: hold no gradient any more."""
         for bucket in self.buckets:
             bucket.take_back()
+
+    def fill_rows(self, value: Callable[[Group, Hashable], float]) -> None:
+        """Compute the host values of the buckets that have gradients."""
+        for bucket in self.buckets:
+            if bucket.n_active:
+                bucket.fill_rows(value)
+
+    def compiled_comparison(self) -> Callable[..., Any] | None:
+        """What compares gradients in compiled code, where all are NumPy's."""
+        return compiled_comparison((bucket.library.name, bucket.engine) for bucket in self.buckets)
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
