@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 
 from optimkit.arrays.asking import describe, dtype_name, is_array
-from optimkit.arrays.dtypes import SUPPORTED
+from optimkit.arrays.dtypes import DTYPES, SUPPORTED
 from optimkit.arrays.libraries import library_of
 from optimkit.arrays.memory import self_overlap
 
@@ -39,6 +39,10 @@ def check_readable(what: str, x: Any) -> None:
     library_of(x).check_readable(what, x)
 
 
+_KINDS = {"half precision": "float16", "complex": "complex"}  # part of the names of their dtypes
+_MISSING = [kind for kind, part in _KINDS.items() if not any(part in name for name in DTYPES)]
+
+
 def check_dtype(what: str, x: Any) -> None:
     """Raise unless the dtype of `x` is one that optimkit computes with."""
     name = dtype_name(x)
@@ -46,5 +50,6 @@ def check_dtype(what: str, x: Any) -> None:
         return
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         raise TypeError(f"{what} is {x.dtype.name} in another byte order; pass x.astype(x.dtype.newbyteorder('='))")
-    later = "half precision and complex are not supported yet; " if "float16" in name or "complex" in name else ""
+    unsupported = any(part in name for part in _KINDS.values())
+    later = f"{' and '.join(_MISSING)} {'are' if len(_MISSING) > 1 else 'is'} not supported yet; " if unsupported else ""
     raise TypeError(f"{what} is {name}; {later}pass one of {', '.join(SUPPORTED)}, such as x.astype('float32')")

@@ -26,7 +26,9 @@ class DType:
     itemsize : int
         Bytes of an element in memory.
     compute : str
-        The dtype of the arithmetic, and of state.
+        The real dtype of the arithmetic.
+    state : str
+        The dtype of slots with a value per element; `compute` of those that are real.
     parts : int
         Reals of the compute dtype that an element is made of.
     cpu : str
@@ -39,6 +41,7 @@ class DType:
     kind: str
     itemsize: int
     compute: str
+    state: str
     parts: int
     cpu: str
     cuda: str
@@ -49,6 +52,15 @@ class DType:
         return list(DTYPES).index(self.name)
 
     @property
+    def wide(self) -> bool:
+        """Whether squares may leave the range of float64, in which they are summed."""
+        return self.compute == "float64"
+
+    def of_slot(self, is_real: bool) -> str:
+        """The dtype of a slot with a value per element."""
+        return self.compute if is_real else self.state
+
+    @property
     def numpy(self) -> np.dtype:
         """The dtype in NumPy."""
         return np.dtype(self.name)
@@ -57,8 +69,8 @@ class DType:
 DTYPES: dict[str, DType] = {
     dtype.name: dtype
     for dtype in (
-        DType("float32", "real", 4, "float32", 1, cpu="float32", cuda="float"),
-        DType("float64", "real", 8, "float64", 1, cpu="float64", cuda="double"),
+        DType("float32", "real", 4, "float32", "float32", 1, cpu="float32", cuda="float"),
+        DType("float64", "real", 8, "float64", "float64", 1, cpu="float64", cuda="double"),
     )
 }
 SUPPORTED = tuple(DTYPES)

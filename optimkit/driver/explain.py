@@ -70,7 +70,8 @@ def explain_chain(chain: Chain, dtype: str = "float32", engine: str = "numba") -
 
 def plan_alone(chain: Chain, dtype: str) -> Plan:
     """The plan of a chain for an optimizer of which it is the only one."""
-    key, program = program_of(chain, dtype == "float64", False)
+    record = DTYPES[dtype]
+    key, program = program_of(chain, record, record.wide)
     return plan_of(key, program, total_rounds([program]))
 
 

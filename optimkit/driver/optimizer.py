@@ -19,6 +19,7 @@ from optimkit.driver.run import Run, Settings
 from optimkit.driver.step import take_step
 from optimkit.driver.steps.result import StepResult
 from optimkit.engines.choose import check_engine
+from optimkit.rules.chain import Conventions
 from optimkit.rules.links import Penalty, Transform
 
 POLICIES = ("allow", "raise", "skip")
@@ -74,7 +75,7 @@ class Optimizer(Membership, base=True):
         penalties = [self.penalty] if self.penalty is not None else []
         links = (*self.links(), *self.transforms, *penalties)
         first = Group({name: self.__dict__[name] for name in (*self._numbers, *self._own_structure())})
-        settings = Settings(self.maximize, self.nonfinite, self.engine, self.capturable)
+        settings = Settings(Conventions(self.maximize), self.nonfinite, self.engine, self.capturable)
         self.__dict__["_run"] = Run(type(self), settings, links, [first])
         self.validate(first.rule(type(self)))
         if params is not None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optimkit import arrays
-from optimkit.containers.param import Where, matches
+from optimkit.containers.param import Param, Where, matches
 from optimkit.containers.tree import Tree
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
@@ -24,7 +24,7 @@ from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
 from optimkit.driver.steps.uniforms import Shared
-from optimkit.rules.chain import Chain
+from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform, check_where
 from optimkit.rules.numbers import coerce_number
 from optimkit.rules.rule import Rule
@@ -34,10 +34,10 @@ from optimkit.rules.rule import Rule
 class Settings:
     """The options of an optimizer that hold for its life."""
 
-    maximize: bool = False
-    nonfinite: str = "allow"
-    engine: str | None = None
-    capturable: bool = False
+    conventions: Conventions
+    nonfinite: str
+    engine: str | None
+    capturable: bool
 
 
 @dataclass(eq=False)
@@ -121,9 +121,13 @@ class Run:
 
     def chain(self, entry: Entry | None = None) -> Chain:
         """The chain of a parameter; without one, that of the first group with all links."""
-        group = self.groups[0] if entry is None else entry.group
-        param, name = (None, None) if entry is None else (entry.param, entry.name)
-        return Chain.of(group.rule(self.kind), self.links, self.settings.maximize, param, name)
+        if entry is None:
+            return self.chain_of(self.groups[0])
+        return self.chain_of(entry.group, entry.param, entry.name)
+
+    def chain_of(self, group: Group, param: Param | None = None, name: str | None = None) -> Chain:
+        """The chain of a parameter with the values of a group; all links where there is no parameter."""
+        return Chain.of(group.rule(self.kind), self.links, self.settings.conventions, param, name)
 
     def number(self, group: Group, key: tuple[int, str, int | None], count: Any = None) -> Any:
         """The value of a number of the chain in this step; `key` is (rule, name, position).

@@ -25,26 +25,33 @@ Finder = Callable[[int, Rule], Numbers]
 
 
 @dataclass(frozen=True)
+class Conventions:
+    """The options of an optimizer that are part of its formula."""
+
+    maximize: bool = False
+
+
+@dataclass(frozen=True)
 class Chain:
     """An optimizer's rule and the links that apply to a parameter, with their index in the list."""
 
     optimizer: Rule
     links: tuple[tuple[int, Transform], ...] = ()
-    maximize: bool = False
+    conventions: Conventions = Conventions()
 
     @classmethod
     def of(
         cls,
         rule: Rule,
         links: Sequence[Transform] = (),
-        maximize: bool = False,
+        conventions: Conventions = Conventions(),
         param: Param | None = None,
         name: str | None = None,
     ) -> Chain:
         """The chain of one parameter: the links whose `where` selects it. Without a parameter: all links."""
         numbered = enumerate(links, 1)
         chosen = tuple((index, link) for index, link in numbered if param is None or matches(link.where, param, name))
-        return cls(rule, chosen, maximize)
+        return cls(rule, chosen, conventions)
 
     @property
     def rules(self) -> tuple[tuple[int, Rule], ...]:
@@ -56,7 +63,7 @@ class Chain:
         return all(rule.elementwise for _, rule in self.rules)
 
     def key(self) -> Hashable:
-        return self.maximize, tuple((index, rule._structure_key()) for index, rule in self.rules)
+        return self.conventions, tuple((index, rule._structure_key()) for index, rule in self.rules)
 
     def slots(self) -> dict[SlotKey, Slot]:
         """All slots of the chain, checked."""
@@ -123,7 +130,7 @@ def run(chain: Chain, w: Any, g: Any, slots: Mapping[SlotKey, Any], numbers: Fin
                 new[index, name] = value
             return result
 
-        if chain.maximize:
+        if chain.conventions.maximize:
             g = -g
         for last in (False, True):
             for index, link in chain.links:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
+from optimkit.arrays import DType
 from optimkit.fusion.stages import Plan, Program, make_plan
 from optimkit.rules.chain import Chain
 from optimkit.rules.tracing import trace
@@ -48,10 +49,12 @@ programs: LatestUsed[Program] = LatestUsed(MOST)
 plans: LatestUsed[Plan] = LatestUsed(MOST)
 
 
-def program_of(chain: Chain, wide: bool, check: bool, device_count: bool = False) -> tuple[Hashable, Program]:
-    """The traced program of a chain, and its key."""
-    key = (chain.key(), wide, check, device_count)
-    return key, programs.get(key, lambda: trace(chain, wide=wide, check=check, device_count=device_count))
+def program_of(
+    chain: Chain, dtype: DType, wide: bool, check: bool = False, device_count: bool = False
+) -> tuple[Hashable, Program]:
+    """The traced program of a chain for weights of a dtype, and its key; see `trace`."""
+    key = (chain.key(), dtype.kind, wide, check, device_count)
+    return key, programs.get(key, lambda: trace(chain, dtype.kind, wide, check, device_count))
 
 
 def plan_of(key: Hashable, program: Program, floor: Mapping[Hashable, int]) -> Plan:

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from optimkit.counting import counters
-from optimkit.fusion.graph import BOOLEAN, Graph, Level, Node, walk
+from optimkit.fusion.graph import BOOLEAN, REAL, Graph, Level, Node, walk
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Program
 from optimkit.fusion.trace import Traced, TracingNamespace, as_node
 from optimkit.rules.chain import Chain, run
@@ -18,11 +18,15 @@ from optimkit.rules.rule import Rule
 from optimkit.rules.whole import Numbers
 
 
-def trace(chain: Chain, wide: bool = False, check: bool = False, device_count: bool = False) -> Program:
+def trace(
+    chain: Chain, kind: str = REAL, wide: bool = False, check: bool = False, device_count: bool = False
+) -> Program:
     """Trace a chain into a program.
 
     Parameters
     ----------
+    kind : {"real", "complex"}
+        Of the weights.
     wide : bool
         Norms are computed for float64 arrays, whose squares may overflow float64.
     check : bool
@@ -35,8 +39,8 @@ def trace(chain: Chain, wide: bool = False, check: bool = False, device_count: b
     count_level = Level.UNIFORM if device_count else Level.HOST
     xp = TracingNamespace(graph, wide)
 
-    def leaf(op: str, level: Level, key: Hashable = None, whole: bool = False) -> Traced:
-        return Traced(graph, graph.leaf(op, level, key, whole=whole))
+    def leaf(op: str, level: Level, key: Hashable = None, kind: str = REAL, whole: bool = False) -> Traced:
+        return Traced(graph, graph.leaf(op, level, key, kind, whole))
 
     def numbers(index: int, rule: Rule) -> Numbers:
         own = {name: _traced_number(graph, index, rule, name) for name in rule._numbers}
@@ -47,8 +51,9 @@ def trace(chain: Chain, wide: bool = False, check: bool = False, device_count: b
     slots, shapes = {}, chain.slots()
     for (index, name), slot in shapes.items():
         level = Level.ELEMENT if slot.extent == "element" else Level.UNIFORM
-        slots[index, name] = leaf("input" if slot.is_constant else "slot", level, (index, name, slot.extent))
-    w, g = leaf(str(WEIGHT), Level.ELEMENT), leaf(str(GRADIENT), Level.ELEMENT)
+        own = REAL if slot.is_real or level is Level.UNIFORM else kind
+        slots[index, name] = leaf("input" if slot.is_constant else "slot", level, (index, name, slot.extent), own)
+    w, g = (leaf(str(key), Level.ELEMENT, kind=kind) for key in (WEIGHT, GRADIENT))
     new_w, new_slots = run(chain, w, g, slots, numbers, xp)
     outputs: dict[Hashable, Node] = {"w": as_node(graph, new_w)}
     for (index, name), value in new_slots.items():
@@ -66,7 +71,7 @@ def trace(chain: Chain, wide: bool = False, check: bool = False, device_count: b
         raise TypeError(f"{type(chain.optimizer).__name__}: the step is a comparison; write xp.where(condition, 1.0, 0.0)")
     xp.owner = "driver"
     measured = {id(node) for node in walk(outputs.values()) if node.op == "sum_of_squares"}
-    gradient_norm = as_node(graph, xp.norm(-g if chain.maximize else g, total=True))
+    gradient_norm = as_node(graph, xp.norm(-g if chain.conventions.maximize else g, total=True))
     if not check and not {id(node) for node in walk([gradient_norm]) if node.op == "sum_of_squares"} <= measured:
         return Program(type(chain.optimizer).__name__, outputs)
     return Program(type(chain.optimizer).__name__, outputs, gradient_norm)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from optimkit.arrays import SUPPORTED
 from optimkit.driver.optimizer import Optimizer
 from optimkit.optimizers.sgd import SGD
 from optimkit.rules.links import Penalty, Transform
@@ -43,7 +44,7 @@ def check_optimizer(
     *,
     reference: Reference | None = None,
     backends: Iterable[str] | None = None,
-    dtypes: Sequence[str] = ("float32", "float64"),
+    dtypes: Sequence[str] = SUPPORTED,
     steps: int = 4,
     seed: int = 0,
     **settings: Any,

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from optimkit.arrays import DTYPES
+
 SPECIAL = (0.0, -0.0, 1e-40, -1e-40, 1e-30, 3e38, -3e38, 1.0, float("inf"), float("-inf"), float("nan"))
 
 
@@ -77,7 +79,8 @@ def draw(rng: np.random.Generator, spec: Spec, what: str, dtype: str) -> Any:
     if spec.values == "special":
         table = np.broadcast_to(np.array(SPECIAL, np.float32), spec.shape)
         return (table.T if what == "weight" else table).astype(dtype)
-    values = rng.normal(size=spec.shape)
+    record = DTYPES[dtype]
+    reals = rng.normal(size=(*spec.shape, record.parts))
     if what == "gradient":
-        values = values * 10.0 ** rng.uniform(-13, 2, size=spec.shape) * (rng.random(spec.shape) > 0.1)
-    return np.asarray(values, dtype)
+        reals = reals * 10.0 ** rng.uniform(-13, 2, size=reals.shape) * (rng.random(reals.shape) > 0.1)
+    return reals.astype(record.compute).view(record.state).reshape(spec.shape).astype(dtype)

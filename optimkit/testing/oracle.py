@@ -278,7 +278,7 @@ class Oracle:
     def _chain(self, entry: Any) -> Chain:
         links = enumerate(self.optimizer._run.links, 1)
         chosen = tuple((index, link) for index, link in links if matches(link.where, entry.param, entry.name))
-        return Chain(entry.group.rule(type(self.optimizer)), chosen, self.optimizer.maximize)
+        return Chain(entry.group.rule(type(self.optimizer)), chosen, self.optimizer._run.settings.conventions)
 
     def _numbers(self, chain: Chain, group: Any, index: int, rule: Rule) -> dict[str, Any]:
         found = {name: self._value(group, index, name) for name in rule._numbers}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from optimkit.arrays import DTYPES
 from optimkit.rules.numbers import Follow
 from optimkit.rules.programs import program_of
 from optimkit.testing.backends import BACKENDS, TOLERANCES, Backend
@@ -85,7 +86,7 @@ def programs(optimizer: Any) -> list[Any]:
     found = []
     for entry in optimizer._run.entries:
         chain = optimizer._run.chain(entry)
-        found.append(program_of(chain, entry.param.dtype == "float64", optimizer.nonfinite != "allow")[1])
+        found.append(program_of(chain, entry.dtype, entry.dtype.wide, optimizer.nonfinite != "allow")[1])
     return list({id(program): program for program in found}.values())
 
 
@@ -94,7 +95,7 @@ def compare(
 ) -> Iterator[str]:
     """Step an optimizer on a backend and the oracle side by side; what differs, in words."""
     rng = np.random.default_rng(seed)
-    other = {"float32": "float64", "float64": "float32"}[dtype]
+    other = next(name for name, record in DTYPES.items() if name != dtype and record.kind == DTYPES[dtype].kind)
     params = {spec.name: backend.make(draw(rng, spec, "weight", dtype), dtype, spec.layout) for spec in chosen}
     stepper = Stepper(make, backend, params)
     for spec in chosen:

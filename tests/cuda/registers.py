@@ -51,7 +51,7 @@ def text_of(rule: str, dtype: str) -> str:
     """The CUDA text of a rule, with counts on the device where a skip is decided there."""
     optimizer = RULES[rule]()
     skip = optimizer.nonfinite == "skip"
-    key, program = program_of(optimizer._run.chain(), dtype == "float64", skip, skip)
+    key, program = program_of(optimizer._run.chain(), DTYPES[dtype], DTYPES[dtype].wide, skip, skip)
     plan = plan_of(key, program, total_rounds([program]))
     return module_text(plan, DTYPES[dtype], [node.key for node in program.totals], (), skip, skip)
 

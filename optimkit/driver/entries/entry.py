@@ -128,11 +128,12 @@ class Entry:
         """An array for a slot, as it starts: flat, in memory order."""
         seen = self.in_order(self.view)
         xp = arrays.namespace(seen)
+        dtype = getattr(xp, self.dtype.of_slot(slot.is_real))
         if slot.kind == "copy_of_weight":
-            return xp.reshape(xp.asarray(seen, copy=True), (-1,))
+            return xp.reshape(xp.astype(seen, dtype), (-1,))
         if slot.value == 0.0:  # zeros come from untouched pages
-            return xp.zeros((self.param.size,), dtype=seen.dtype, device=seen.device)
-        return xp.full((self.param.size,), slot.value, dtype=seen.dtype, device=seen.device)
+            return xp.zeros((self.param.size,), dtype=dtype, device=seen.device)
+        return xp.full((self.param.size,), slot.value, dtype=dtype, device=seen.device)
 
     def value(self, key: SlotKey) -> Any:
         """A live view of a slot: in the weight's shape and library, or 0-d float64."""

@@ -18,16 +18,15 @@ from optimkit.containers.param import Param
 from optimkit.containers.tree import Tree, check_names, read_tree
 from optimkit.driver.functional.walk import Walk, Walked
 from optimkit.driver.run import Run
-from optimkit.rules.chain import Chain
 from optimkit.rules.programs import program_of
 from optimkit.rules.slots import Slot
 
 
 def _read(run: Run, params: Any) -> tuple[Tree, list[Walked]]:
     """The parameters, checked: their tree and a member for each."""
-    kind, settings = run.kind.__name__, run.settings
-    if settings.nonfinite != "allow":
-        raise ValueError(f"{kind}: nonfinite = {settings.nonfinite!r} is not available in the functional form; use 'allow'")
+    kind, nonfinite = run.kind.__name__, run.settings.nonfinite
+    if nonfinite != "allow":
+        raise ValueError(f"{kind}: nonfinite = {nonfinite!r} is not available in the functional form; use 'allow'")
     if isinstance(params, list | tuple) and any(isinstance(each, Mapping) and "params" in each for each in params):
         raise TypeError(f"{kind}: the functional form has no groups; make a rule for each")
     tree, members = read_tree(params), []
@@ -38,8 +37,7 @@ def _read(run: Run, params: Any) -> tuple[Tree, list[Walked]]:
             raise TypeError(f"{what} is {arrays.describe(leaf.value)}; the functional form takes arrays")
         arrays.check_dtype(what, leaf.value)
         param = Param.described_by(leaf.value, leaf.name)
-        chain = Chain.of(run.groups[0].rule(run.kind), run.links, settings.maximize, param, leaf.name)
-        members.append(Walked(leaf.name, leaf.value, chain))
+        members.append(Walked(leaf.name, leaf.value, run.chain_of(run.groups[0], param, leaf.name)))
     return tree, members
 
 
@@ -62,20 +60,20 @@ def _make(member: Walked, slot: Slot) -> Any:
         return xp.asarray(slot.value, dtype=member.wide)
     if slot.kind == "copy_of_weight":
         return xp.asarray(weight, copy=True)
-    return xp.full(tuple(weight.shape), slot.value, dtype=weight.dtype)
+    return xp.full(tuple(weight.shape), slot.value, dtype=getattr(xp, member.dtype.of_slot(slot.is_real)))
 
 
 def apply(run: Run, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
     """One step: new parameters in the shape of `params`, and the new state."""
     tree, members = _read(run, params)
     gradients = Mirror([tree], [member.name for member in members]).read(grads)
-    wide = any(arrays.dtype_name(member.weight) == "float64" for member in members)
+    wide = any(member.dtype.wide for member in members)
     for member, gradient in zip(members, gradients, strict=True):
         if gradient is not None:
             _check_gradient(member, gradient)
             member.gradient = member.xp.astype(gradient, member.weight.dtype)
         _take_state(member, state)
-        member.program = program_of(member.chain, wide, False)[1]
+        member.program = program_of(member.chain, member.dtype, wide)[1]
     walk = Walk(run, members, state["count"])
     new: dict[str, Any] = {key: dict(state[key]) for key in ("t", "slots", "shared")} | {"count": state["count"] + 1}
     weights = {member.name: member.weight for member in members}

@@ -41,6 +41,10 @@ class Walked:
         return arrays.namespace(self.weight)
 
     @property
+    def dtype(self) -> arrays.DType:
+        return arrays.DTYPES[arrays.dtype_name(self.weight)]
+
+    @property
     def wide(self) -> Any:
         """float64, or the widest that the library has just now (JAX without x64: float32)."""
         widths = self.xp.__array_namespace_info__().dtypes(kind="real floating")

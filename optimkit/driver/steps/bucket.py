@@ -164,6 +164,7 @@ def _share_slots(entries: Sequence[Entry], slots: Mapping[SlotKey, Slot]) -> Non
         if len(new) < 2 or slot.kind == "copy_of_weight":
             continue
         stops = np.cumsum([-(-entry.param.size // LINE) * LINE for entry in new])
-        shared = np.full(stops[-1], slot.value, new[0].view.dtype) if slot.value else np.zeros(stops[-1], new[0].view.dtype)
+        dtype = new[0].dtype.of_slot(slot.is_real)
+        shared = np.full(stops[-1], slot.value, dtype) if slot.value else np.zeros(stops[-1], dtype)
         for entry, start in zip(new, [0, *stops.tolist()[:-1]], strict=True):
             entry.slots[key] = shared[start : start + entry.param.size]

@@ -41,7 +41,7 @@ def build_buckets(
     device_count : bool
         Engines whose arrays live on a device count updates there.
     """
-    wide = any(entry.param.dtype == "float64" for entry in entries)
+    wide = any(entry.dtype.wide for entry in entries)
     sorted_: dict[Hashable, list[int]] = {}
     chains: dict[Hashable, Chain] = {}
     by_group: dict[Hashable, tuple[Chain, Hashable]] = {}
@@ -56,7 +56,10 @@ def build_buckets(
     for key, places in sorted_.items():
         param = entries[places[0]].param
         engines[key] = choose(param.library, param.device, engine)
-    programs = {key: program_of(chains[key], wide, check, device_count and engines[key].on_device) for key in sorted_}
+    programs = {
+        key: program_of(chains[key], entries[places[0]].dtype, wide, check, device_count and engines[key].on_device)
+        for key, places in sorted_.items()
+    }
     floor = total_rounds([program for _, program in programs.values()])
     buckets = []
     for key, places in sorted_.items():
