@@ -145,7 +145,8 @@ class _Kernel:
     def text(self) -> str:
         plan, stage, dtype = self.plan, self.stage, self.dtype
         read, written = traffic(plan, self.number, dtype.itemsize)
-        bits = ["ABSENT", "ZERO_G", *(f"GATHER_{self.names[key]}" for key in self.strided)]
+        bits = {"ABSENT": ABSENT, "ZERO_G": ZERO_G}
+        bits |= {f"GATHER_{self.names[key]}": bit for key, bit in self.columns.bit.items()}
         begin = self._begin_reductions() if stage.reductions else ["zero = word(job, ZERO)"] * (stage is plan.last)
         loop = _LOOP.format(entry_bytes=WORD * len(self.columns), chunk=CHUNK, begin=indent(begin, 1))
         body = self._reduce_loop() if stage.reductions else self._write_loop()
@@ -157,7 +158,7 @@ class _Kernel:
             cpu=dtype.cpu,
             job=JOB.text(str.upper, kernel),
             entry=self.columns.text(lambda name: name.upper() if name in ENTRY else name, kernel),
-            flags=f"{', '.join(bits)} = {', '.join(str(1 << place) for place in range(len(bits)))}",
+            flags=f"{', '.join(bits)} = {', '.join(map(str, bits.values()))}",
         )
         return head + kernel
 
