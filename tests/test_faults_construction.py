@@ -1,4 +1,6 @@
-"""Faults at construction: every row of the list of faults from 1 to 11b that is not about numbers (`test_numbers`).
+"""Faults at construction: the rows of the list of faults from 1 to 11b that are not about numbers or definitions.
+
+Those are in `test_numbers` and `test_definitions`.
 
 A refused array leaves everything as it was; the message names the parameter and what to pass instead.
 """

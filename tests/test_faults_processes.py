@@ -1,4 +1,4 @@
-"""Faults of processes and machines: threads, forks, the kernel cache, missing libraries, signals (rows 39 to 46)."""
+"""Faults of processes: threads, forks, missing libraries, signals, gigantic arrays (rows 39 to 46; 41: `test_faults_cache`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +19,6 @@ import pytest
 
 import optimkit
 from optimkit import SGD, Adam, AdamW
-from optimkit.engines import disk as cache
 from optimkit.engines import threads
 from optimkit.engines.choose import numba_problem
 
@@ -153,172 +151,6 @@ def test_row_40_a_forked_child_works(engine):
         process.kill()
         process.join()
     assert w[-1] == 0.75
-
-
-# ---- the kernel cache
-
-STEP = """
-import sys
-import numpy as np, optimkit
-w = np.ones(4, np.float32)
-optimkit.SGD(w, lr=0.25, momentum=0.5).step(np.ones(4, np.float32))
-assert w.tolist() == [0.75] * 4
-print(optimkit.counters.compiles, optimkit.counters.cache_hits)
-"""
-
-
-def kernels(folder):
-    return sorted(folder.glob("*.kernel"))
-
-
-@needs_numba
-def test_row_41_a_cache_that_is_cold_warm_or_corrupt(tmp_path):
-    folder = tmp_path / "cache"
-
-    def step():
-        done = run(STEP, OPTIMKIT_CACHE_DIR=str(folder))
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return tuple(map(int, done.stdout.split()))
-
-    compiles, hits = step()
-    assert compiles == len(kernels(folder)) >= 1
-    assert hits == 0
-    assert step() == (0, compiles)
-    assert folder.stat().st_mode & 0o777 == 0o700
-    whole = {path: path.read_bytes() for path in kernels(folder)}
-    for path, content in whole.items():
-        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    assert step() == (compiles, 0)
-    assert all(path.stat().st_size > 100 for path in whole), "the damaged files were replaced"
-
-
-def test_row_41_damaged_files_are_no_kernels(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("a.kernel", b"code of a")
-    path = cache.folder() / "a.kernel"
-    content = path.read_bytes()
-    for damage in (b"", content[:20], content[:32], content[:-1], content + b"0", bytes([content[0] ^ 1]) + content[1:]):
-        path.write_bytes(damage)
-        assert cache.kept("a.kernel") is None
-    path.unlink()
-    path.mkdir()
-    assert cache.kept("a.kernel") is None
-
-
-def test_row_41_a_file_counts_only_under_its_own_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("a.kernel", b"code of a")
-    assert cache.kept("a.kernel") == b"code of a"
-    folder = cache.folder()
-    (folder / "b.kernel").write_bytes((folder / "a.kernel").read_bytes())
-    assert cache.kept("b.kernel") is None
-    assert cache.kept("c.kernel") is None
-
-
-def forget_kernels():
-    """Kernels in memory, as they are when a process starts."""
-    from optimkit.engines.cpu import kernels as numba
-
-    numba._compiled.clear()
-    cache._warn_once.cache_clear()
-
-
-def cold_step(started):
-    forget_kernels()
-    started.wait()
-    w = ones(4)
-    SGD(w, lr=0.25).step(ones(4))
-    os._exit(0 if w.tolist() == [0.75] * 4 else 1)
-
-
-@needs_numba
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_row_41_eight_processes_that_start_at_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    context = multiprocessing.get_context("fork")
-    started = context.Barrier(8)
-    processes = [context.Process(target=cold_step, args=(started,)) for _ in range(8)]
-    with forks_allowed():
-        for process in processes:
-            process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * 8
-    assert not list((tmp_path / "cache").glob(".new-*"))
-    forget_kernels()
-    before = optimkit.counters.compiles
-    SGD(ones(4), lr=0.25).step(ones(4))
-    assert optimkit.counters.compiles == before, "what they left is whole"
-
-
-def full(*args):
-    raise OSError(28, "No space left on device")
-
-
-@needs_numba
-@pytest.mark.parametrize(
-    ("trouble", "message"),
-    [
-        ("a file is in its place", "can't be used: .*exists"),
-        ("others may write", "can be written by others .chmod 700 mends it."),
-        ("others own it", "belongs to another user"),
-        ("full", "is read-only, or full"),
-    ],
-)
-def test_row_41_a_folder_that_cannot_be_used_gives_one_warning(tmp_path, monkeypatch, trouble, message):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(folder))
-    if trouble == "a file is in its place":
-        folder.write_text("")
-    elif trouble == "others may write":
-        folder.mkdir()
-        folder.chmod(0o777)
-    elif trouble == "others own it":
-        monkeypatch.setattr(os, "getuid", lambda: 12345)
-    else:
-        monkeypatch.setattr(os, "replace", full)
-    forget_kernels()
-    before = optimkit.counters.compiles
-    w = ones(4)
-    with pytest.warns(RuntimeWarning, match=f"each process compiles again: .*{message}.*Set OPTIMKIT_CACHE_DIR") as told:
-        SGD(w, lr=0.25).step(ones(4))
-    assert len(told) == 1
-    assert w.tolist() == [0.75] * 4
-    assert optimkit.counters.compiles > before
-    assert trouble == "a file is in its place" or not list(folder.iterdir()), "nothing is left behind"
-    assert bool(cache.folder_problem()) == (trouble != "full")
-    cache._warn_once.cache_clear()
-
-
-def test_row_41_a_read_only_folder_is_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("a.kernel", b"code")
-    monkeypatch.setattr(cache, "write_atomically", lambda *args: False)
-    cache._warn_once.cache_clear()
-    assert cache.kept("a.kernel") == b"code"
-    with pytest.warns(RuntimeWarning, match="is read-only, or full"):
-        cache.keep("b.kernel", b"code")
-    cache.keep("c.kernel", b"code")  # says nothing more
-
-
-def test_row_41_what_killed_processes_left_is_swept(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    folder.mkdir(mode=0o700)
-    old, new = folder / ".new-old", folder / ".new-now"
-    old.write_bytes(b"half")
-    new.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(folder))
-    assert cache.folder() == folder
-    assert (old.exists(), new.exists()) == (False, True)
-
-
-def test_row_41_where_the_folder_is(monkeypatch):
-    monkeypatch.delenv("OPTIMKIT_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(cache.folder_path()) == "/somewhere/optimkit"
-    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", "~/kernels")
-    assert cache.folder_path().is_absolute()
 
 
 # ---- libraries that are missing or do not work

@@ -8,6 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
+import optimkit
+import optimkit.testing
 from optimkit import Optimizer, Scalar, Transform, constant, zeros
 from optimkit.fusion.show import traffic
 
@@ -96,7 +98,10 @@ def test_it_is_saved_loaded_copied_and_stays_on_reset():
     opt.reset()
     np.testing.assert_array_equal(opt.state["w"]["mask"], [1, 0, 2])
     np.testing.assert_array_equal(opt.state["w"]["m"], 0)
-    opt.replace("w", np.zeros(5), state="reset")
+    opt.replace("w", np.zeros(3), state="reset")
+    np.testing.assert_array_equal(opt.state["w"]["mask"], [1, 0, 2])
+    with pytest.warns(RuntimeWarning, match="the constant slot 'mask' of parameter 'w' does not fit the new shape, and is 1.0"):
+        opt.replace("w", np.zeros(5), state="reset")
     np.testing.assert_array_equal(opt.state["w"]["mask"], 1)
 
 
@@ -130,6 +135,24 @@ class Returns(Optimizer):
         return h.lr * s.mask * g, {"mask": s.mask}
 
 
+class Unread(Optimizer):
+    lr: Scalar = 0.5
+
+    def slots(self):
+        return {"mask": constant}
+
+    def update(self, w, g, s, h, xp):
+        return h.lr * g
+
+
+class Prior(optimkit.Penalty):
+    def slots(self):
+        return {"p": constant}
+
+    def penalize(self, w, h, xp):
+        return w
+
+
 def test_what_is_wrong():
     w = np.zeros(2)
     opt = Returns(w)
@@ -142,5 +165,34 @@ def test_what_is_wrong():
         constant("a")
     with pytest.raises(ValueError, match=r"constant\(array\(\[0, 1\]\)\): it starts with a number; fill it"):
         constant(np.arange(2))
+    with pytest.raises(TypeError, match=r"write opt\.state\['w'\]\['mask'\]\[\.\.\.\] = array"):
+        Masked({"w": w}).state["w"]["mask"] = np.ones(2)
+    with pytest.raises(TypeError, match=r"Unread: the constant slot 'mask' is declared by slots\(\), but nothing reads it$"):
+        Unread(w).step(np.ones(2))
+    with pytest.raises(TypeError, match=r"Prior: the constant slot 'p' .* reads it; penalize has no slots: override"):
+        optimkit.SGD(w, lr=0.1, penalty=Prior()).step(np.ones(2))
     with pytest.raises(ValueError, match=r"shape \(3,\)|could not broadcast"):
         Masked({"w": w}).state["w"]["mask"][...] = np.ones(3)
+
+
+def test_a_reference_is_given_the_constants():
+    class MaskedDescent(Optimizer):
+        lr: Scalar = 0.5
+
+        def slots(self):
+            return {"mask": constant}
+
+        def update(self, w, g, s, h, xp):
+            return h.lr * s.mask * g
+
+    class Turned(MaskedDescent):
+        def update(self, w, g, s, h, xp):
+            return -h.lr * s.mask * g
+
+    def reference(w, g, state, t):
+        return w - 0.5 * state["mask"] * g
+
+    report = optimkit.testing.check_optimizer(MaskedDescent, reference=reference, backends=["numpy-eager"])
+    assert report.passed == ["numpy-eager"]
+    with pytest.raises(AssertionError, match="by the reference"):
+        optimkit.testing.check_optimizer(Turned, reference=reference, backends=["numpy-eager"])

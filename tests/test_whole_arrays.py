@@ -6,28 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
+from whole_rules import ENGINES, Recalls, whole
 
 import optimkit
+import optimkit.testing
 from optimkit import SGD, Adam, Optimizer, Scalar, Transform, norm, zeros
 from optimkit.transforms import ClipByGlobalNorm, ClipByValue
-
-ENGINES = ["numba", "eager"]
-
-
-class Whole(Transform):
-    """Calls a function with what it is given."""
-
-    elementwise = False
-    rate: Scalar = 0.5
-    pair: tuple[Scalar, Scalar] = (1.0, 2.0)
-    f: object = None
-
-    def gradient(self, w, g, s, h, xp):
-        return self.f(w, g, s, h, xp)
-
-
-def whole(f, **numbers):
-    return Whole(f=f, **numbers)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -105,55 +89,32 @@ def test_a_gradient_that_lies_there_is_handed_over_without_a_pass():
     assert bucket.plan.buffers == (("result", 1, "gradient", ""),)
 
 
-class Recalls(Transform):
+class Pull(optimkit.Penalty):
     elementwise = False
+    f: object = None
 
-    def slots(self):
-        return {"last": zeros}
-
-    def step(self, w, d, s, h, xp):
-        return d + s.last, {"last": d}
+    def penalize(self, w, h, xp):
+        return self.f(w)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_slots_are_written_with_the_rest(engine):
-    w, fail = np.zeros(2), []
-
-    def f(w, g, s, h, xp):
-        if fail:
-            raise fail[0]
-        return g
-
-    opt = SGD({"w": w}, lr=1.0, momentum=0.5, transforms=[Recalls(), whole(f)], nonfinite="skip", engine=engine)
-    opt.step({"w": np.ones(2)})
-    opt.step({"w": np.ones(2)})
-    kept = {name: x.copy() for name, x in opt.state["w"].items()} | {"w": w.copy()}
-    assert w.tolist() == [-3.5, -3.5]
-    assert kept["Recalls.last"].tolist() == [1.5, 1.5]
-    fail.append(ZeroDivisionError("in f"))
-    with pytest.raises(ZeroDivisionError, match="in f"):
-        opt.step({"w": np.ones(2)})
-    fail.clear()
-    assert not opt.step({"w": np.array([np.nan, 1.0])}).applied
-    for name, x in kept.items():
-        np.testing.assert_array_equal(w if name == "w" else opt.state["w"][name], x)
-    assert opt.state["w"].t == 2
-    opt.step({"w": np.ones(2)})
-    assert w.tolist() == [-3.5 - 1.75 - 1.5] * 2
+def test_a_penalty_of_whole_arrays_is_not_broadcast():
+    w = np.ones((2, 3))
+    opt = SGD({"w": w}, lr=1.0, penalty=Pull(f=lambda w: w - w.mean(axis=0)))
+    opt.step({"w": np.zeros((2, 3))})
+    for f in (lambda w: w[0], lambda w: w.sum(), lambda w: None, lambda w: w.astype("float32")):
+        with pytest.raises(TypeError, match=r"Pull\.penalize returned .*, not a .*shape \(2, 3\), float64") as caught:
+            SGD({"w": w}, lr=1.0, penalty=Pull(f=f)).step({"w": np.zeros((2, 3))})
+        assert caught.value.__notes__ == ["in Pull.gradient, called with whole arrays for parameter 'w'; nothing was written"]
 
 
-def test_an_interrupt_in_a_hook_waits_until_weights_and_counts_agree():
-    import signal
+def test_abs2_computes_so_that_rules_as_they_are_can_take_whole_arrays():
+    class WholeAdam(Adam):
+        elementwise = False
 
-    def f(w, g, s, h, xp):
-        signal.raise_signal(signal.SIGINT)
-        return g
-
-    w = np.zeros(2)
-    opt = SGD({"w": w}, lr=1.0, transforms=[whole(f)])
-    with pytest.raises(KeyboardInterrupt):
-        opt.step({"w": np.ones(2)})
-    assert (w.tolist(), opt.state["w"].t, opt.count) == ([-1, -1], 1, 1)
+    one, two = np.ones(3), np.ones(3)
+    WholeAdam(one, lr=0.1).step(np.array([1.0, 2.0, 3.0]))
+    Adam(two, lr=0.1).step(np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(one, two, rtol=1e-15)
 
 
 def test_arrays_that_are_given_back_are_copied():
@@ -172,8 +133,9 @@ BAD = {
     "another dtype": (lambda w, g, s, h, xp: g * np.float64(2), r"shape \(3,\), float64 for parameter 'w', not a .*float32"),
     "a number": (lambda w, g, s, h, xp: 2.0, r"Whole.gradient returned a float for parameter 'w'"),
     "nothing": (lambda w, g, s, h, xp: None, "Whole.gradient returns None"),
-    "slots": (lambda w, g, s, h, xp: (g, {"m": g}), r"Whole.gradient returned the slots \['m'\], not \[\]"),
-    "a function of rules": (lambda w, g, s, h, xp: g / norm(g), "norm works inside an update or a hook of a rule only"),
+    "slots": (lambda w, g, s, h, xp: (g, {"m": g}), "Whole.gradient, for parameter 'w', returns the slot 'm', but slots"),
+    "a function of rules": (lambda w, g, s, h, xp: g / norm(g), "norm is for rules that are traced; with elementwise = False"),
+    "a mask": (lambda w, g, s, h, xp: np.ma.array(g, mask=[1, 0, 0]), "for parameter 'w' is a MaskedArray; pass a plain array"),
     "a write": (lambda w, g, s, h, xp: np.add(g, 1, out=g), "output array is read-only"),
 }
 
@@ -197,7 +159,7 @@ def test_what_a_class_may_say():
         class Wrong(Transform):
             elementwise = 0
 
-    with pytest.raises(TypeError, match=r"Field\.elementwise: this name is taken by Transform"):
+    with pytest.raises(TypeError, match=r"Field\.elementwise is no field: write `elementwise = False`, without an annotation"):
 
         class Field(Transform):
             elementwise: bool = False
@@ -277,3 +239,22 @@ def test_a_rule_for_matrices():
         expected = expected - 0.5 * (u @ v)
         np.testing.assert_allclose(w, expected, rtol=1e-12)
     np.testing.assert_allclose(opt.state["w"]["m"], m, rtol=1e-12)
+
+
+class Singular(Transform):
+    """Divided by the largest singular value of each matrix."""
+
+    elementwise = False
+
+    def gradient(self, w, g, s, h, xp):
+        if g.ndim < 2 or g.size == 0:
+            return g
+        assert np.isfinite(np.asarray(g)).all()
+        return g / xp.linalg.matrix_norm(g, ord=2, keepdims=True)
+
+
+def test_linear_algebra_can_be_checked():
+    """LAPACK is not asked for the singular values of NaN."""
+    backends = ["numpy-eager", "numpy-numba"]
+    report = optimkit.testing.check_transform(Singular(), backends=backends, dtypes=["float64"])
+    assert report.passed == backends

@@ -15,11 +15,13 @@ from optimkit.arrays.asking import (
     device,
     dtype_name,
     from_view,
+    guarded,
     is_array,
     is_read_only,
     is_traced,
     library,
     namespace,
+    on,
     view,
 )
 from optimkit.arrays.checks import check_dtype, check_readable, check_weight
@@ -40,6 +42,6 @@ from optimkit.arrays.order import MemoryOrder
 
 __all__ = ["DTYPES", "SUPPORTED", "UNSEEN", "DType", "Fingerprint", "Library", "MemoryOrder", "Placement", "Seen"]
 __all__ += ["address", "bounds", "byte_strides", "check_dtype", "check_readable", "check_weight", "copy_of", "describe"]
-__all__ += ["described", "device", "dtype_name", "fingerprint", "from_view", "has_memory", "is_array"]
-__all__ += ["is_read_only", "is_traced"]
-__all__ += ["itemsize", "library", "library_of", "named", "namespace", "overlap", "to_numpy", "unwritable_ranges", "view"]
+__all__ += ["described", "device", "dtype_name", "fingerprint", "from_view", "guarded", "has_memory", "is_array"]
+__all__ += ["is_read_only", "is_traced", "itemsize", "library", "library_of", "named", "namespace", "on", "overlap"]
+__all__ += ["to_numpy", "unwritable_ranges", "view"]

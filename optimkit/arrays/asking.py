@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import array_api_compat
@@ -74,6 +75,16 @@ def from_view(seen: Any, like: Any) -> Any:
 def is_read_only(x: Any) -> bool:
     """Whether the library of an array says that it can't be written. Only NumPy does."""
     return isinstance(x, np.ndarray | np.generic) and not x.flags.writeable
+
+
+def on(x: Any) -> AbstractContextManager[Any]:
+    """The context in which what is allocated lies on the device of `x`."""
+    return library_of(x).on(x)
+
+
+def guarded(x: Any) -> Any:
+    """An array that can be handed out: a view that can't be written, or a copy where the library knows no such thing."""
+    return library_of(x).guarded(x)
 
 
 def copy_of(x: Any, like: Any) -> Any:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from operator import methodcaller
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat
 import numpy as np
@@ -59,6 +60,29 @@ class Library:
     def copy_of(self, x: Any, like: Any) -> Any:
         """A copy of an array of any library in this one, on the device of `like`."""
         return array_api_compat.array_namespace(like).asarray(to_numpy(x), device=array_api_compat.device(like), copy=True)
+
+    def on(self, x: Any) -> AbstractContextManager[Any]:
+        """The context in which what is allocated lies on the device of `x`."""
+        return nullcontext()
+
+    def guarded(self, x: Any) -> Any:
+        """An array that can be handed out: what is done to it does not reach `x`."""
+        with self.on(x):
+            return array_api_compat.array_namespace(x).asarray(x, copy=True)
+
+    def full(self, size: int, value: float, dtype: str, like: Any) -> Any:
+        """A new flat array on the device of `like`."""
+        xp = array_api_compat.array_namespace(like)
+        with self.on(like):
+            if value == 0.0:  # zeros come from untouched pages
+                return xp.zeros((size,), dtype=getattr(xp, dtype), device=like.device)
+            return xp.full((size,), value, dtype=getattr(xp, dtype), device=like.device)
+
+    def flat_copy(self, x: Any, dtype: str) -> Any:
+        """A copy of an array, flat in C order, on its own device."""
+        xp = array_api_compat.array_namespace(x)
+        with self.on(x):
+            return xp.reshape(xp.astype(x, getattr(xp, dtype)), (-1,))
 
     def scalar(self, value: Any, dtype: Any, like: Any) -> Any:
         """A number, or a truth value where `dtype` is None, as what arrays like this one are computed with."""
@@ -116,6 +140,12 @@ class Numpy(Library):
 
     def copy_of(self, x: Any, like: Any) -> Any:
         return np.array(to_numpy(x))
+
+    def guarded(self, x: Any) -> Any:
+        """A view that can't be written."""
+        seen = x[...]
+        seen.flags.writeable = False
+        return seen
 
     def scalar(self, value: Any, dtype: Any, like: Any) -> Any:
         with np.errstate(over="ignore"):
@@ -215,8 +245,11 @@ class Cupy(Library):
         return x.get()
 
     def copy_of(self, x: Any, like: Any) -> Any:
-        with like.device:
+        with self.on(like):
             return sys.modules["cupy"].array(x if library_of(x) is self else to_numpy(x))
+
+    def on(self, x: Any) -> AbstractContextManager[Any]:
+        return cast(AbstractContextManager[Any], x.device)  # CuPy allocates on the current one
 
     def scalar(self, value: Any, dtype: Any, like: Any) -> Any:
         """A number stays on the host: it is an argument of CuPy's kernels."""
@@ -233,6 +266,9 @@ class Jax(Library):
     """Immutable arrays: the functional form takes them."""
 
     is_immutable = True
+
+    def guarded(self, x: Any) -> Any:
+        return x
 
     def to_numpy(self, x: Any) -> Any:
         return np.asarray(x)

@@ -106,6 +106,7 @@ class Hyperparameters(Rule, base=True):
             if where is None:
                 self._change(run.groups, coerced)
                 return
+            run.refuse_in_step("set()")
             chosen = run.select(where)
             for group in dict.fromkeys(entry.group for entry in chosen):
                 self.validate(Group({**group.values, **coerced}).rule(type(self)))
@@ -144,6 +145,8 @@ class Hyperparameters(Rule, base=True):
         structure = any(name not in self._numbers for name in values)
         for name, value in values.items():
             structure = structure or any((group.values[name] is None) != (value is None) for group in groups)
+        if structure:
+            self._run.refuse_in_step("set()")
         for group, each in zip(groups, changed, strict=True):
             group.values.update(each)
         if structure:

@@ -66,7 +66,8 @@ class Membership(Hyperparameters, base=True):
             The new weight. It is put into the caller's dict or list.
         state : {"keep", "reset"} or callable
             What becomes of the slots: kept (same shape), started anew with the count of updates, or
-            each one, a NumPy array of the old weight's shape, mapped by a function to one of the new shape.
+            each one, a NumPy array of the old weight's shape, mapped by a function to one of the new shape. Slots
+            that are `constant` are the caller's: "reset" keeps them where the shape is the same, and warns where it is not.
 
         Raises
         ------

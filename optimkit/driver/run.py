@@ -112,6 +112,12 @@ class Run:
             raise ValueError(f"where = {where!r} selects none of the parameters {known}")
         return chosen
 
+    def refuse_in_step(self, what: str) -> None:
+        """Raise RuntimeError where a step is under way, whose counts would be lost."""
+        if self.stepping:
+            kind = self.kind.__name__
+            raise RuntimeError(f"{kind}.{what} was called in its own step, by a schedule, a hook or a signal handler")
+
     def require_entries(self) -> None:
         """Raise RuntimeError where there are no parameters."""
         if not self.entries:

@@ -21,8 +21,7 @@ from optimkit.driver.steps.result import StepResult
 def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """One step of all parameters that have a gradient. The lock of the run is held."""
     run.require_entries()
-    if run.stepping:
-        raise RuntimeError(f"{run.kind.__name__}.step() was called in its own step, by a schedule or a signal handler")
+    run.refuse_in_step("step()")
     try:
         run.stepping = True
         gradients = adopt_weights(run)
@@ -35,10 +34,8 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
         active = steps.active  # on the host, on devices, or both
         for each in active:
             each.prepare()
-        with deferred_interrupts():
-            for each in active:
-                reduce(each)
-            decisions = [each.decide() for each in active]  # all are asked
+        with deferred_interrupts() as interrupts:
+            decisions = [reduce(each, interrupts) for each in active]  # all are asked
             applied = bool(active) and all(decisions)
             count(run, active)
             for each in active if applied else ():
@@ -80,13 +77,26 @@ def settle(run: Run, gradients: Gradients) -> None:
         gradients.make = run.steps.compiled_comparison()
 
 
-def reduce(steps: HostSteps | DeviceSteps) -> None:
-    """All that only reads, round by round: passes, what follows from them, and calls of hooks that get whole arrays."""
+def reduce(steps: HostSteps | DeviceSteps, interrupts: deferred_interrupts) -> bool:
+    """All that only reads, round by round: passes, what follows from them, and calls of hooks that get whole arrays.
+
+    Returns
+    -------
+    bool
+        Whether the step is to be applied. No hook is called in a step that is not.
+    """
     steps.begin()
+    applied = None
     for number in steps.rounds:
         steps.read(number)
         steps.finish(number)
-        steps.call(number)
+        if number in steps.calls:
+            applied = steps.decide() if applied is None else applied
+            if not applied:
+                return False
+            with interrupts.lifted():  # Ctrl-C stops a hook; nothing is written yet
+                steps.call(number)
+    return steps.decide() if applied is None else applied
 
 
 def count(run: Run, active: Sequence[HostSteps | DeviceSteps]) -> None:

@@ -49,12 +49,14 @@ class Program:
 
 
 def rounds(program: Program, floor: Mapping[Hashable, int]) -> dict[Node, int]:
-    """The round of every node; `floor` holds the least round of a total, by label."""
+    """The round of every node; `floor` holds the least round of a total, by label. The norm of all gradients comes first."""
     found: dict[Node, int] = {}
     for node in program.nodes:
         own = max((found[arg] for arg in node.args), default=0)
-        if node.op in REDUCTIONS or node.op == "call":
+        if node.op in REDUCTIONS:
             own += 1
+        elif node.op == "call":  # not before it is known whether the gradients are finite
+            own = max(own + 1, found[program.gradient_norm] if program.gradient_norm is not None else 0)
         elif node.op == "total":
             own = max(own + 1, floor.get(node.key, 0))
         found[node] = own

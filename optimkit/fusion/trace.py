@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 from optimkit.fusion.graph import BOOLEAN, COMPLEX, Graph, KindError, Level, Node, WholeFunction
 from optimkit.fusion.operations import DERIVED, OPERATIONS
 
+WHOLE = ". A class with `elementwise = False` gets whole arrays, and may call anything"  # a hint at the end of errors
+
 
 class TraceError(TypeError):
     """A rule does what can't be traced; the message says what to write instead."""
@@ -49,7 +51,7 @@ class Namespace:
     def __getattr__(self, name: str) -> Any:
         if name not in OPERATIONS or name == "count_power":
             known = ", ".join(sorted({*OPERATIONS, *DERIVED} - {"count_power", "power"}))
-            raise UnknownOperation(f"xp.{name} is not an operation of an update rule; there are: {known}")
+            raise UnknownOperation(f"xp.{name} is not an operation of an update rule; there are: {known}{WHOLE}")
         operation = OPERATIONS[name]
 
         def call(*args: Any) -> Any:
@@ -108,7 +110,7 @@ class Traced:
         if name.startswith("__"):
             raise AttributeError(name)
         known = name in OPERATIONS or name in DERIVED
-        hint = f"write xp.{name}(...)" if known else "it is one element at a time, without shape, dtype or axes"
+        hint = f"write xp.{name}(...)" if known else f"it is one element at a time, without shape, dtype or axes{WHOLE}"
         raise AttributeError(f"a value of a rule has no .{name}: {hint}")
 
     def _wrap(self, value: Any) -> Node:
@@ -206,7 +208,9 @@ class Traced:
     __int__ = __index__ = __complex__ = __float__
 
     def __iter__(self) -> NoReturn:
-        raise TraceError("an update rule sees one array as a whole: no loops over it, no indexing; write array operations")
+        raise TraceError(
+            f"an update rule sees one array as a whole: no loops over it, no indexing; write array operations{WHOLE}"
+        )
 
     def __getitem__(self, key: Any) -> NoReturn:
         self.__iter__()
@@ -219,10 +223,12 @@ class Traced:
             if name == "power":
                 return Traced(self.graph, _power(self.graph, *map(self._wrap, inputs)))
             return self._apply(name, *inputs)
-        raise TraceError(f"an update rule calls the functions of xp, not those of numpy: write xp.{name}(x), not np.{name}(x)")
+        raise TraceError(
+            f"an update rule calls the functions of xp, not those of numpy: write xp.{name}(x), not np.{name}(x){WHOLE}"
+        )
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TraceError("an update rule calls the functions of xp, not those of numpy: write xp.sqrt(x), not np.sqrt(x)")
+        raise TraceError(f"an update rule calls the functions of xp, not those of numpy, such as xp.sqrt(x){WHOLE}")
 
     def __repr__(self) -> str:
         return f"<{self.node.level.name.lower()} value of a traced rule: {self.node.op}>"
@@ -242,7 +248,7 @@ def as_node(graph: Graph, value: Any) -> Node:
         return graph.constant(value.item())
     raise TraceError(
         f"an update rule met a {type(value).__name__}: it may use its arguments, Python numbers and the functions of xp. "
-        "Arrays belong into slots, numbers that change into fields annotated Scalar"
+        "Arrays belong into slots (`constant`, where they are only read), numbers that change into fields annotated Scalar"
     )
 
 

@@ -1,6 +1,6 @@
 """The chain: an optimizer with its links, as one function of one parameter.
 
-The order, documented once: cast, conjugate, maximize, the gradient hooks as listed, penalties
+The order, documented once: cast, maximize, the gradient hooks as listed, penalties
 last, `update`, the step hooks, `w - d`, the weight hooks. The same `run` is traced into a
 graph and called by hand with concrete values; there is no second text of the order.
 """

@@ -129,6 +129,8 @@ def _check_free(cls: type, name: str) -> None:
     """Raise where a new field is called like a method, or like something that the driver needs."""
     for base in cls.__mro__[1:]:
         there = vars(base).get(name)
+        if name == "elementwise":
+            raise TypeError(f"{cls.__name__}.elementwise is no field: write `elementwise = False`, without an annotation")
         if callable(there) or isinstance(there, property) or name in getattr(base, "_reserved", ()):
             raise TypeError(f"{cls.__name__}.{name}: this name is taken by {base.__name__}; call the field otherwise")
 

@@ -6,11 +6,30 @@ They ask the namespace of the rule that runs: one that traces, or one that compu
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 from optimkit.fusion.trace import Namespace
 
 active: ContextVar[Namespace] = ContextVar("namespace of the rule that runs")
+
+
+class _NotTraced:
+    """What these functions do in a hook that gets whole arrays: there is no graph, and no other parameter."""
+
+    def abs2(self, x: Any) -> Any:
+        return x * x
+
+    def norm(self, x: Any, total: bool = False) -> Any:
+        self._refuse("total_norm" if total else "norm")
+
+    def total(self, x: Any) -> Any:
+        self._refuse("total")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TypeError(f"{what} is for rules that are traced; with elementwise = False write it with the functions of xp")
+
+
+NOT_TRACED: Any = _NotTraced()
 
 
 def _namespace(what: str) -> Any:

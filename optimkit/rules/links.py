@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optimkit.rules.rule import Rule
+from optimkit.rules.whole import check_alike
 
 HOOKS = ("gradient", "step", "weight")
 
@@ -77,7 +78,10 @@ class Penalty(Transform, base=True):
         raise TypeError(f"{type(self).__name__} defines no value(self, w)")
 
     def gradient(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
-        return g + self.penalize(w, h, xp)
+        added = self.penalize(w, h, xp)
+        if not self.elementwise:  # nothing is broadcast
+            check_alike(f"{type(self).__name__}.penalize returned", "", added, w)
+        return g + added
 
 
 def check_where(where: Any) -> None:

@@ -88,7 +88,7 @@ class ConstantSlot(Slot):
     array([-0.5 ,  0.  , -0.25])
     """
 
-    def __call__(self, value: float) -> Slot:
+    def __call__(self, value: float = 1.0) -> Slot:
         """The same with another value to start with."""
         number = as_float(value)
         if number is None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from optimkit.counting import counters
@@ -13,6 +13,7 @@ from optimkit.fusion.graph import BOOLEAN, REAL, Graph, Level, Node, walk
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Program
 from optimkit.fusion.trace import Traced, TracingNamespace, as_node
 from optimkit.rules.chain import Chain, run
+from optimkit.rules.links import Penalty
 from optimkit.rules.numbers import Follow
 from optimkit.rules.rule import Rule
 from optimkit.rules.whole import Numbers
@@ -55,6 +56,7 @@ def trace(
         slots[index, name] = leaf("input" if slot.is_constant else "slot", level, (index, name, slot.extent), own)
     w, g = (leaf(str(key), Level.ELEMENT, kind=kind) for key in (WEIGHT, GRADIENT))
     new_w, new_slots = run(chain, w, g, slots, numbers, xp)
+    _check_read(chain, [as_node(graph, x) for x in (new_w, *new_slots.values())])
     outputs: dict[Hashable, Node] = {"w": as_node(graph, new_w)}
     for (index, name), value in new_slots.items():
         node, slot = as_node(graph, value), shapes[index, name]
@@ -75,6 +77,17 @@ def trace(
     if not check and not {id(node) for node in walk([gradient_norm]) if node.op == "sum_of_squares"} <= measured:
         return Program(type(chain.optimizer).__name__, outputs)
     return Program(type(chain.optimizer).__name__, outputs, gradient_norm)
+
+
+def _check_read(chain: Chain, roots: Iterable[Node]) -> None:
+    """Raise TypeError where an input is declared and never read."""
+    read = {node.key for node in walk(roots) if node.op == "input"}
+    for (index, name), slot in chain.slots().items():
+        if slot.is_constant and (index, name, slot.extent) not in read:
+            rule = dict(chain.rules)[index]
+            what = f"{type(rule).__name__}: the constant slot {name!r} is declared by slots(), but nothing reads it"
+            hint = "; penalize has no slots: override gradient(self, w, g, s, h, xp)" if isinstance(rule, Penalty) else ""
+            raise TypeError(what + hint)
 
 
 def _traced_number(graph: Graph, index: int, rule: Rule, name: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optimkit import arrays
+from optimkit.rules.functions import NOT_TRACED, active
 from optimkit.rules.rule import Rule
 
 
@@ -109,24 +110,43 @@ class WholeCall:
         flat = iter(numbers)
         s = Slots(self.rule, dict(zip(self.slots, given[2:], strict=True)))
         h = Numbers(self.rule, {name: _joined(flat, count) for name, count in self.numbers.items()})
-        returned = getattr(self.rule, self.method)(*given[:2], s, h, arrays.namespace(given[0]))
-        value, slots = split(self.rule, self.method, returned)
-        if set(slots) != set(self.results[1:]):
-            raise TypeError(f"{self.label} returned the slots {sorted(slots)}, not {sorted(self.results[1:])}")
-        found = [value, *(slots[name] for name in self.results[1:])]
-        for name, x in zip(self.results, found, strict=True):
-            self._check(parameter, name, x, given[0])
+        token = active.set(NOT_TRACED)
+        try:
+            returned = getattr(self.rule, self.method)(*given[:2], s, h, arrays.namespace(given[0]))
+            value, slots = split(self.rule, self.method, returned)
+            self._check_slots(parameter, slots)
+            found = [value, *(slots[name] for name in self.results[1:])]
+            for name, x in zip(self.results, found, strict=True):
+                slot = f" for the slot {name!r}" if name else ""
+                check_alike(f"{self.label} returned", f"{slot} for parameter {parameter!r}", x, given[0])
+        except Exception as error:
+            error.add_note(f"in {self.label}, called with whole arrays for parameter {parameter!r}; nothing was written")
+            raise
+        finally:
+            active.reset(token)
         return found
 
-    def _check(self, parameter: str, name: str, x: Any, weight: Any) -> None:
-        given, expected = arrays.describe(x), arrays.describe(weight)
-        if arrays.is_array(x) and given == expected:
-            return
-        slot = f" for the slot {name!r}" if name else ""
+    def _check_slots(self, parameter: str, slots: Mapping[str, Any]) -> None:
+        """Raise TypeError unless the slots that were returned are those that the hook has to return."""
+        where = f"{self.label}, for parameter {parameter!r},"
+        for name in self.results[1:]:
+            if name not in slots:
+                raise TypeError(f'{where} does not return the slot {name!r}; return (value, {{..., "{name}": new value}})')
+        for name in slots:
+            if name not in self.results[1:]:
+                why = "it is constant: it is read and never written" if name in self.slots else "slots() does not declare it"
+                raise TypeError(f"{where} returns the slot {name!r}, but {why}")
+
+
+def check_alike(what: str, more: str, x: Any, weight: Any) -> None:
+    """Raise TypeError unless an array is like a weight: library, shape, dtype and device."""
+    given, expected = arrays.describe(x), arrays.describe(weight)
+    if not arrays.is_array(x) or given != expected:
         article = "a " if arrays.is_array(x) else ""
-        raise TypeError(
-            f"{self.label} returned {article}{given}{slot} for parameter {parameter!r}, not a {expected}; nothing was written"
-        )
+        cast = given.rpartition(",")[0] == expected.rpartition(",")[0] and arrays.is_array(x)
+        remedy = "; cast it, xp.astype(x, w.dtype)" if cast and tuple(x.shape) == tuple(weight.shape) else ""
+        raise TypeError(f"{what} {article}{given}{more}, not a {expected}{remedy}")
+    arrays.check_readable(f"what {what.removesuffix(' returned')} returned{more}", x)
 
 
 def _parts(value: Any) -> tuple[Any, ...]:

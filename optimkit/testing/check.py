@@ -58,8 +58,8 @@ def check_optimizer(
         is called like a parameter of this function. Or an optimizer without parameters, with its settings.
     reference : callable, optional
         What the update is meant to be, in plain NumPy: `reference(w, g, state, t)` returns the new weight.
-        `state` is a dict of its own for each parameter, empty at first, for the function to fill; `t`
-        counts from 1. Compared within `TOLERANCES`.
+        `state` is a dict of its own for each parameter, for the function to fill: at first it has nothing but
+        the constant slots, filled, by their names in `opt.state`; `t` counts from 1. Compared within `TOLERANCES`.
     backends : iterable of str, optional
         Names of `BACKENDS`; all of them by default.
     dtypes : sequence of str

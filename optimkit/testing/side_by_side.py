@@ -37,13 +37,11 @@ class Stepper:
 
     def fill_constants(self, name: str, rng: np.random.Generator, spec: Spec, dtype: str) -> None:
         """Fill the constant slots of a parameter, as a user would: with values that tell them apart."""
-        entry = self.twin._run.entry(name)
-        chain = self.twin._run.chain(entry)
-        for key in [key for key, slot in chain.slots().items() if slot.is_constant]:
+        for label in constants(self.twin, name):
             filled = draw(rng, spec, "weight", dtype)
-            self.twin.state[name][chain.slot_label(key)][...] = self.twin_backend.make(filled, dtype)
+            self.twin.state[name][label][...] = self.twin_backend.make(filled, dtype)
             if self.backend.functional:
-                self.state["slots"][name][chain.slot_label(key)] = self.backend.make(filled, dtype)
+                self.state["slots"][name][label] = self.backend.make(filled, dtype)
 
     def step(self, grads: dict[str, Any]) -> None:
         if self.backend.functional:
@@ -64,6 +62,12 @@ class Stepper:
     def shared(self) -> dict[str, float]:
         held = self.state["shared"] if self.backend.functional else self.twin.state.shared
         return {name: float(value) for name, value in held.items()}
+
+
+def constants(optimizer: Any, name: str) -> list[str]:
+    """The constant slots of a parameter."""
+    chain = optimizer._run.chain(optimizer._run.entry(name))
+    return [chain.slot_label(key) for key, slot in chain.slots().items() if slot.is_constant]
 
 
 def _jitted(backend: Backend, optimizer: Any) -> Callable[..., Any]:
@@ -98,15 +102,15 @@ def compare(
     other = next(name for name, record in DTYPES.items() if name != dtype and record.kind == DTYPES[dtype].kind)
     params = {spec.name: backend.make(draw(rng, spec, "weight", dtype), dtype, spec.layout) for spec in chosen}
     stepper = Stepper(make, backend, params)
+    traced = programs(stepper.twin)
+    inexact = inexact_operations(traced)
+    flushes = backend.flushes
+    if "call" in inexact:  # whole arrays are the library's own matter, and linear algebra of NaN is nobody's
+        flushes, chosen = flushes or backend.library_flushes, [spec for spec in chosen if spec.values != "special"]
     for spec in chosen:
         stepper.fill_constants(spec.name, rng, spec, dtype)
     oracle = Oracle(stepper.twin)
-    traced = programs(stepper.twin)
-    inexact = inexact_operations(traced)
-    exact, flushes = backend.exact and not inexact, backend.flushes
-    if "call" in inexact and backend.library_flushes:  # whole arrays are the library's own matter
-        flushes, chosen = True, [spec for spec in chosen if spec.values != "special"]
-    tolerance = 0.0 if exact else TOLERANCES[dtype]
+    tolerance = 0.0 if backend.exact and not inexact else TOLERANCES[dtype]
     signed = zeros_are_signed(traced)
     scales = {spec.name: _largest(oracle.params[spec.name]) for spec in chosen}
     for t in range(1, steps + 1):
@@ -145,9 +149,14 @@ def against(reference: Reference, make: Callable[..., Any], dtype: str, steps: i
     rng = np.random.default_rng(seed)
     chosen = [spec for spec in specs(["contiguous"]) if not spec.other_dtype]
     params = {spec.name: draw(rng, spec, "weight", dtype) for spec in chosen}
-    oracle = Oracle(make({name: w.copy() for name, w in params.items()}, engine="eager"))
+    twin = make({name: w.copy() for name, w in params.items()}, engine="eager")
     scales = {name: _largest(w) for name, w in params.items()}
     states: dict[str, dict[str, Any]] = {spec.name: {} for spec in chosen}
+    for spec in chosen:
+        for label in constants(twin, spec.name):
+            states[spec.name][label] = draw(rng, spec, "weight", dtype)
+            twin.state[spec.name][label][...] = states[spec.name][label]
+    oracle = Oracle(twin)
     for t in range(1, steps + 1):
         grads = {spec.name: draw(rng, spec, "gradient", dtype) for spec in chosen if t not in spec.missing}
         oracle.step(grads)

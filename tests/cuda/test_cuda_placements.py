@@ -102,5 +102,35 @@ def test_a_count_on_the_device_reaches_a_hook(cupy: Any) -> None:
     opt = optimkit.SGD({"w": w}, lr=1.0, transforms=[Counted()], nonfinite="skip")
     for g in (1.0, float("nan"), 1.0):
         opt.step({"w": cupy.full(3, g)})
-    assert counts == [1, 2, 2]
+    assert counts == [1, 2]  # it is not called in the step that is left out
     assert cupy.asnumpy(w).tolist() == [-2.0] * 3
+
+
+def test_what_belongs_to_a_weight_lies_on_its_device(cupy: Any) -> None:
+    """Slots, and what hooks get and give, whatever device is the current one."""
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device")
+    seen = []
+
+    class Halved(optimkit.Transform):
+        elementwise = False
+
+        def slots(self) -> Any:
+            return {"mask": constant(1.0), "last": zeros}
+
+        def gradient(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
+            seen.append({x.device.id for x in (w, g, s.mask, s.last)})
+            return 0.5 * s.mask * g, {"last": g}
+
+    with cupy.cuda.Device(1):
+        w, stepped, g = cupy.ones((2, 3)).T, cupy.ones((2, 3)).T, cupy.ones((3, 2))
+    rule = optimkit.SGD(lr=1.0, momentum=0.5, transforms=[optimkit.transforms.ClipByValue(9.0), Halved()])
+    state = rule.init({"w": w})
+    opt = optimkit.SGD({"w": stepped}, lr=1.0, momentum=0.5, transforms=list(rule.transforms))
+    assert {x.device.id for x in opt.state["w"].values()} == {1}
+    assert {x.device.id for x in state["slots"]["w"].values()} == {1}
+    opt.step({"w": g})
+    new, state = rule.apply({"w": w}, {"w": g}, state)
+    assert {x.device.id for x in [new["w"], *state["slots"]["w"].values()]} == {1}
+    assert seen == [{1}, {1}]
+    np.testing.assert_array_equal(cupy.asnumpy(new["w"]), np.full((3, 2), 0.5))

@@ -113,8 +113,7 @@ class Entry:
         """Bring the slots into the memory order that the weight has now."""
         assert self.order_before is not None
         for key, flat in self.slots.items():
-            seen = self.order_before.restore(flat, self.param.shape)
-            self.slots[key] = self.in_order(seen).copy().reshape(-1)
+            self._keep_slot(key, self.order_before.restore(flat, self.param.shape))
 
     def ensure_slots(self, declared: Mapping[SlotKey, Slot]) -> None:
         """Make the state that is declared and that this entry does not have yet."""
@@ -126,14 +125,10 @@ class Entry:
 
     def make_flat(self, slot: Slot) -> Any:
         """An array for a slot, as it starts: flat, in memory order."""
-        seen = self.in_order(self.view)
-        xp = arrays.namespace(seen)
-        dtype = getattr(xp, self.dtype.of_slot(slot.is_real))
+        library, dtype = arrays.library_of(self.view), self.dtype.of_slot(slot.is_real)
         if slot.kind == "copy_of_weight":
-            return xp.reshape(xp.astype(seen, dtype), (-1,))
-        if slot.value == 0.0:  # zeros come from untouched pages
-            return xp.zeros((self.param.size,), dtype=dtype, device=seen.device)
-        return xp.full((self.param.size,), slot.value, dtype=dtype, device=seen.device)
+            return library.flat_copy(self.in_order(self.view), dtype)
+        return library.full(self.param.size, slot.value, dtype, self.view)
 
     def value(self, key: SlotKey) -> Any:
         """A live view of a slot: in the weight's shape and library, or 0-d float64."""
@@ -151,5 +146,8 @@ class Entry:
 
     def put_slot(self, key: SlotKey, value: Any) -> None:
         """Have a slot of one's own with these values, of the weight's shape."""
-        seen = arrays.view(arrays.copy_of(value, self.param.data))
-        self.slots[key] = self.in_order(seen).copy().reshape(-1)
+        self._keep_slot(key, arrays.view(arrays.copy_of(value, self.param.data)))
+
+    def _keep_slot(self, key: SlotKey, x: Any) -> None:
+        """A copy of an array of the weight's shape becomes a slot, flat in memory order."""
+        self.slots[key] = arrays.library_of(x).flat_copy(self.in_order(x), arrays.dtype_name(x))

@@ -49,12 +49,14 @@ def init(run: Run, params: Any) -> dict[str, Any]:
         slots: dict[str, Any] = {}
         for key, slot in member.chain.slots().items():
             holder = state["shared"] if slot.extent == "optimizer" else slots
-            holder[member.chain.slot_label(key)] = _make(member, slot)
+            with arrays.on(member.weight):
+                holder[member.chain.slot_label(key)] = _make(member, slot)
         state["t"][member.name], state["slots"][member.name] = 0, slots
     return state
 
 
 def _make(member: Walked, slot: Slot) -> Any:
+    """A slot as it starts; called on the weight's device."""
     xp, weight = member.xp, member.weight
     if slot.extent != "element":
         return xp.asarray(slot.value, dtype=member.wide)
@@ -71,7 +73,8 @@ def apply(run: Run, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
     for member, gradient in zip(members, gradients, strict=True):
         if gradient is not None:
             _check_gradient(member, gradient)
-            member.gradient = member.xp.astype(gradient, member.weight.dtype)
+            with arrays.on(member.weight):
+                member.gradient = member.xp.astype(gradient, member.weight.dtype)
         _take_state(member, state)
         member.program = program_of(member.chain, member.dtype, wide)[1]
     walk = Walk(run, members, state["count"])
@@ -79,7 +82,9 @@ def apply(run: Run, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
     weights = {member.name: member.weight for member in members}
     with np.errstate(all="ignore"):
         for member in members:
-            if member.gradient is not None:
+            if member.gradient is None:
+                continue
+            with arrays.on(member.weight):
                 weights[member.name] = _finish(member, walk, new)
     return rebuild(tree, weights), new
 

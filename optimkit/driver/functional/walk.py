@@ -108,8 +108,10 @@ class Walk:
     def _call(self, member: Walked, node: Node) -> dict[str, Any]:
         """A hook that gets whole arrays: what comes out, by name."""
         function = cast(WholeFunction, node.key)
-        given = [self.element(member, arg) for arg in node.args[: function.count]]
+        given = [arrays.guarded(self.element(member, arg)) for arg in node.args[: function.count]]
         found = function(member.name, given, [self.value(member, arg) for arg in node.args[function.count :]])
+        if not arrays.library_of(member.weight).is_immutable:  # a hook may return what it was given
+            found = [member.xp.asarray(x, copy=True) for x in found]
         return dict(zip(function.results, found, strict=True))
 
     def _widen(self, member: Walked) -> Callable[[Any], Any]:

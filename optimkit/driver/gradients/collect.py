@@ -95,6 +95,8 @@ class Gradients:
         if self.frozen is None:
             self.frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
         aside = [values[place] for place in self.frozen]
+        if zero:
+            self._refuse_read_only(place for place in self.frozen if arrays.is_read_only(values[place]))
         for place in self.frozen:
             values[place] = None
         views = self._check(values, zero, anew)
@@ -128,7 +130,7 @@ class Gradients:
             self.fingerprints.compile(self.make)
         others = self.fingerprints.compare(values) if compared else list(range(len(values)))
         if zero:
-            self._check_writable(values, compared)
+            self._refuse_read_only(self.fingerprints.read_only(values, compared))
         if not others and compared and not self.fingerprints.moved:
             return {}
         views = {place: self._view(place, values[place]) for place in others}
@@ -146,8 +148,8 @@ class Gradients:
         check_gradient(self.entries[place].name, self.entries[place].param, value)
         return arrays.view(value)
 
-    def _check_writable(self, values: list[Any], compared: bool) -> None:
-        for place in self.fingerprints.read_only(values, compared):
+    def _refuse_read_only(self, places: Iterable[int]) -> None:
+        for place in places:
             raise ValueError(
                 f"gradient of {self.entries[place].name!r} is read-only and can't be zeroed; pass a writable array, "
                 "or leave out zero_grad=True"

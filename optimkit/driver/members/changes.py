@@ -17,6 +17,7 @@ from optimkit.driver.run import Run
 
 def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callable[[Mapping[str, Any]], Group]) -> None:
     """Take parameters in, with values of their own; `make_group` makes a group of such values."""
+    run.refuse_in_step("add()")
     specifications = split_groups(params)
     found: list[tuple[Group, Growth]] = []
     for number, (source, own) in enumerate(specifications):
@@ -49,6 +50,7 @@ def _make_entry(leaf: Leaf, group: Group) -> Entry:
 
 def remove(run: Run, name: str) -> None:
     """Let a parameter go, with its state."""
+    run.refuse_in_step("remove()")
     entry = run.entry(name)
     run.forget()
     run.entries = [other for other in run.entries if other is not entry]
@@ -58,6 +60,7 @@ def remove(run: Run, name: str) -> None:
 
 def reset(run: Run, where: Where) -> None:
     """Forget state and counts. What is constant is the caller's, and stays."""
+    run.refuse_in_step("reset()")
     chosen = run.select(where)
     run.forget()
     for entry in chosen:
@@ -71,6 +74,7 @@ def reset(run: Run, where: Where) -> None:
 
 def set_frozen(run: Run, where: Where, frozen: bool) -> None:
     """Freeze parameters, or let them go on."""
+    run.refuse_in_step("freeze()")
     for entry in run.select(where):
         entry.frozen = frozen
     if run.gradients is not None:

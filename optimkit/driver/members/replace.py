@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,18 @@ from optimkit.driver.gradients.overlaps import check_weights
 from optimkit.driver.run import Run
 
 
+def _warn_of_constant(parameter: str, slot: str, value: float) -> None:
+    warnings.warn(
+        f"the constant slot {slot!r} of parameter {parameter!r} does not fit the new shape, and is {value} everywhere now: "
+        "fill it again",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def replace_array(run: Run, entry: Entry, new: Any, how: str | Callable[[Any], Any]) -> None:
     """Check everything, then put the array and its state in the place of the old ones."""
+    run.refuse_in_step("replace()")
     if not (how in ("keep", "reset") if isinstance(how, str) else callable(how)):
         raise ValueError(f"state = {how!r} must be 'keep', 'reset' or a function of a slot's array")
     param = Param(new, None, entry.name)
@@ -28,8 +39,14 @@ def replace_array(run: Run, entry: Entry, new: Any, how: str | Callable[[Any], A
     fresh = Entry(entry.name, param, entry.group, entry.leaf)
     check_weights({other.name: new if other is entry else other.param.data for other in run.entries})
     put = placer(run.roots, entry.leaf, new)
-    fresh.ensure_slots(run.chain(fresh).slots())
-    for key in entry.slots if how != "reset" else ():
+    declared = run.chain(fresh).slots()
+    fresh.ensure_slots(declared)
+    for key in entry.slots:
+        constant = key in declared and declared[key].is_constant
+        if how == "reset" and not (constant and param.shape == entry.param.shape):
+            if constant:
+                _warn_of_constant(entry.name, key[1], declared[key].value)
+            continue
         old = np.array(arrays.to_numpy(entry.value(key)))
         mapped = how(old) if callable(how) else old
         if tuple(np.shape(mapped)) != param.shape:

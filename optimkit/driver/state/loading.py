@@ -20,6 +20,7 @@ _PARTS = {"format": int, "optimizer": str, "count": int, "groups": list, "links"
 
 def load_state_dict(run: Run, saved: Any) -> None:
     """Take over a copy of a saved state, or raise one ValueError with every difference, nothing changed."""
+    run.refuse_in_step("load_state_dict()")
     state = StateView(run)
     views = dict(state)
     problems = _differences(run, saved, views)

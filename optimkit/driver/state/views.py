@@ -38,6 +38,9 @@ class SlotView(Mapping[str, Any]):
             raise KeyError(f"there is no slot {name!r}; there are {known}; those per optimizer are in opt.state.shared")
         return self._entry.value(self._keys[name])
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError(f"a slot is filled in place: write opt.state[{self._entry.name!r}][{name!r}][...] = array")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 

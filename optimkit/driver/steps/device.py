@@ -13,7 +13,7 @@ import numpy as np
 
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
-from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
+from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, gradient_sum, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines import protocol
 from optimkit.fusion.graph import Level, Node
@@ -55,6 +55,7 @@ class DeviceSteps:
                 _runner(bucket).set_counts(bucket.t)
         self.active: list[Bucket] = []
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
+        self.calls: frozenset[int] = frozenset()  # those in which there are calls
 
     def _place_slots(self, bucket: Bucket) -> None:
         """The slots per parameter move to the device; `opt.state` shows them there."""
@@ -76,6 +77,7 @@ class DeviceSteps:
         if active != self.active:
             self.active = active
             self.rounds = sorted({number for bucket in active for number in bucket.plan.rounds})
+            self.calls = frozenset(call.round for bucket in active for call in bucket.plan.calls)
 
     def begin(self) -> None:
         """The step begins: its tables are brought to the device."""
@@ -92,9 +94,8 @@ class DeviceSteps:
     def call(self, number: int) -> None:
         """Make the calls of a round, on the current stream of each device."""
         for bucket in self.active:
-            if bucket.plan.calls:
-                with self.launches.on(_runner(bucket)):
-                    run_calls(bucket, number, self._value_of(bucket))
+            with self.launches.on(_runner(bucket)):
+                run_calls(bucket, number, self._value_of(bucket))
 
     def _value_of(self, bucket: Bucket) -> Callable[[Node], Any]:
         """The numbers of calls; a count that lives on the device is fetched, which waits for it."""
@@ -107,18 +108,21 @@ class DeviceSteps:
         return value
 
     def decide(self) -> bool:
-        """True: the device itself sees whether the step is applied. With `nonfinite="raise"` the host waits for it.
+        """Whether the last stages are to be launched; there the device itself sees whether the step is applied.
+
+        The host waits for the device with `nonfinite="raise"`, and with "skip" if there are calls to be made.
 
         Raises
         ------
         NonFiniteGradientError
             With `nonfinite="raise"`.
         """
-        if self.nonfinite == "raise":
-            _, finite = _runner(self.active[0]).result()
-            if not finite:
-                raise NonFiniteGradientError(name_nonfinite((bucket, _sums(bucket)) for bucket in self.active))
-        return True
+        if self.nonfinite == "allow" or (self.skip and not self.calls):
+            return True
+        _, finite = _runner(self.active[0]).result()
+        if not finite and self.nonfinite == "raise":
+            raise NonFiniteGradientError(name_nonfinite((bucket, _sums(bucket)) for bucket in self.active))
+        return finite
 
     def commit(self, zero: bool) -> None:
         """Launch the last stages, and count."""
@@ -146,10 +150,10 @@ def _runner(bucket: Bucket) -> protocol.DeviceRunner:
     return cast(protocol.DeviceRunner, bucket.runner)
 
 
-def _sums(bucket: Bucket) -> dict[Node, np.ndarray]:
-    """The sums of squares of the step; waits for the device."""
-    nodes = [node for stage in bucket.plan.stages for node in stage.reductions if node.op == "sum_of_squares"]
-    return {node: _runner(bucket).uniform_values(node) for node in nodes}
+def _sums(bucket: Bucket) -> np.ndarray:
+    """The sums of squares of the gradients; waits for the device."""
+    node = gradient_sum(node for stage in bucket.plan.stages for node in stage.reductions)
+    return _runner(bucket).uniform_values(node)
 
 
 class Pending:

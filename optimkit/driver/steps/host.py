@@ -13,7 +13,7 @@ import numpy as np
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
-from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
+from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, gradient_sum, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared, Uniforms
 from optimkit.engines.protocol import HostRunner
 
@@ -49,6 +49,7 @@ class HostSteps:
         self.parts = [_Part(bucket, cast(HostRunner, bucket.runner), Uniforms(bucket)) for bucket in buckets]
         self.active: list[_Part] = []
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
+        self.calls: frozenset[int] = frozenset()  # those in which there are calls
         self.norm: float | None = None
         self.applied, self._has_norm = True, False
 
@@ -58,6 +59,7 @@ class HostSteps:
         if active != self.active:
             self.active = active
             self.rounds = sorted({number for part in active for number in part.bucket.plan.rounds})
+            self.calls = frozenset(call.round for part in active for call in part.bucket.plan.calls)
             self._has_norm = all(part.bucket.plan.program.gradient_norm is not None for part in active)
         for bucket, runner, _ in active:
             runner.prepare(bucket.tables)
@@ -91,11 +93,10 @@ class HostSteps:
     def call(self, number: int) -> None:
         """Make the calls of a round."""
         for bucket, _, uniforms in self.active:
-            if bucket.plan.calls:
-                run_calls(bucket, number, uniforms.value)
+            run_calls(bucket, number, uniforms.value)
 
     def decide(self) -> bool:
-        """Whether the step is to be applied.
+        """Whether the step is to be applied; known when all rounds are done, and before the first call.
 
         Raises
         ------
@@ -105,7 +106,8 @@ class HostSteps:
         self.norm = self.active[0].uniforms.gradient_norm() if self._has_norm else None
         self.applied = self.nonfinite == "allow" or self.norm is None or bool(np.isfinite(self.norm))
         if not self.applied and self.nonfinite == "raise":
-            raise NonFiniteGradientError(name_nonfinite((bucket, uniforms.values) for bucket, _, uniforms in self.active))
+            found = ((bucket, uniforms.values[gradient_sum(uniforms.values)]) for bucket, _, uniforms in self.active)
+            raise NonFiniteGradientError(name_nonfinite(found))
         return self.applied
 
     def commit(self, zero: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,7 +22,7 @@ class deferred_interrupts:
 
     __slots__ = ("before", "held")
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> deferred_interrupts:
         self.before: Any = None
         if threading.current_thread() is threading.main_thread():
             before = signal.getsignal(signal.SIGINT)
@@ -28,6 +30,21 @@ class deferred_interrupts:
                 self.held: list[tuple[int, FrameType | None]] = []
                 signal.signal(signal.SIGINT, self._hold)
                 self.before = before
+        return self
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Let SIGINT through for a part of the block, in which nothing can be torn: what was held back comes first."""
+        if self.before is None:
+            yield
+            return
+        signal.signal(signal.SIGINT, self.before)
+        try:
+            if self.held:
+                self.before(*self.held.pop(0))
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._hold)
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
         self.held.append((number, frame))

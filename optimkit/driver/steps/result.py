@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,13 +56,20 @@ class StepResult:
         return f"StepResult(applied={self._applied}, grad_norm={self._grad_norm})"
 
 
-def name_nonfinite(found: Iterable[tuple[Bucket, Mapping[Node, Any]]]) -> str:
+def gradient_sum(nodes: Iterable[Node]) -> Node:
+    """Among the reductions of a program, the sum of squares of the gradient whose finite values never overflow.
+
+    The norm of float64 gradients has three sums, each scaled by another power of two: the one scaled down.
+    """
+    sums = [node for node in nodes if node.op == "sum_of_squares" and node.args[0].op in ("g", "negative")]
+    return min(sums, key=lambda node: cast(int, node.key))
+
+
+def name_nonfinite(found: Iterable[tuple[Bucket, np.ndarray]]) -> str:
     """The message that names the parameters whose gradient has NaN or Inf, from the sums of squares of buckets."""
     names = []
-    for bucket, values in found:
-        for node, value in values.items():
-            if node.op == "sum_of_squares" and node.args[0].op in ("g", "negative"):
-                bad = bucket.active & ~np.isfinite(value)
-                names += [entry.name for entry, is_bad in zip(bucket.entries, bad, strict=True) if is_bad]
+    for bucket, sums in found:
+        bad = bucket.active & ~np.isfinite(sums)
+        names += [entry.name for entry, is_bad in zip(bucket.entries, bad, strict=True) if is_bad]
     shown = ", ".join(map(repr, dict.fromkeys(names)))
     return f"the gradient of {shown} has NaN or Inf; nothing was written. Use nonfinite='skip' to leave such steps out"
