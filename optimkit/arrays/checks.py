@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
@@ -31,11 +32,11 @@ def check_weight(name: str, x: Any) -> None:
         raise ValueError(f"{what} {why}; pass a copy (x.copy())")
 
 
-def check_readable(what: str, x: Any) -> None:
+def check_readable(what: str, x: Any, allowed: Sequence[str] = SUPPORTED) -> None:
     """Raise unless engines can read `x`: its dtype, and memory that is what it seems to be."""
     if isinstance(x, np.matrix | np.ma.MaskedArray):
         raise TypeError(f"{what} is a {type(x).__name__}; pass a plain array (np.asarray(x), or x.data of a masked array)")
-    check_dtype(what, x)
+    check_dtype(what, x, allowed)
     library_of(x).check_readable(what, x)
 
 
@@ -43,13 +44,13 @@ _KINDS = {"half precision": "float16", "complex": "complex"}  # part of the name
 _MISSING = [kind for kind, part in _KINDS.items() if not any(part in name for name in DTYPES)]
 
 
-def check_dtype(what: str, x: Any) -> None:
-    """Raise unless the dtype of `x` is one that optimkit computes with."""
+def check_dtype(what: str, x: Any, allowed: Sequence[str] = SUPPORTED) -> None:
+    """Raise unless the dtype of `x` is one of those that optimkit computes with here."""
     name = dtype_name(x)
-    if name in SUPPORTED:
+    if name in allowed:
         return
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         raise TypeError(f"{what} is {x.dtype.name} in another byte order; pass x.astype(x.dtype.newbyteorder('='))")
     unsupported = any(part in name for part in _KINDS.values())
     later = f"{' and '.join(_MISSING)} {'are' if len(_MISSING) > 1 else 'is'} not supported yet; " if unsupported else ""
-    raise TypeError(f"{what} is {name}; {later}pass one of {', '.join(SUPPORTED)}, such as x.astype('float32')")
+    raise TypeError(f"{what} is {name}; {later}pass one of {', '.join(allowed)}, such as x.astype('float32')")

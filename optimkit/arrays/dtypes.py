@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class DType:
@@ -61,9 +59,9 @@ class DType:
         return self.compute if is_real else self.state
 
     @property
-    def numpy(self) -> np.dtype:
-        """The dtype in NumPy."""
-        return np.dtype(self.name)
+    def gradients(self) -> tuple[str, ...]:
+        """The dtypes that a gradient may have: none with more parts than its weight."""
+        return tuple(other.name for other in DTYPES.values() if other.parts <= self.parts)
 
 
 DTYPES: dict[str, DType] = {

@@ -10,14 +10,13 @@ either that it is dense or its lengths and strides. Weights, gradients, slots an
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from optimkit.arrays.dtypes import DTYPES, DType
 from optimkit.arrays.libraries import library_of
-
-_BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES.values()}  # arrays that have an address are NumPy's, or as good as
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...]]  # lengths, and strides in bytes
 
@@ -34,7 +33,7 @@ class Placement(NamedTuple):
         """The placement of an array that has an address."""
         library = library_of(x)
         geometry = None if x.flags.c_contiguous else (tuple(x.shape), library.strides(x))
-        return cls(library.address(x), _BY_NUMPY[x.dtype], geometry)
+        return cls(library.address(x), _record(x.dtype), geometry)
 
     def lengths_and_strides(self, size: int) -> Geometry:
         """The geometry, with at least one axis; of a dense array of `size` elements too."""
@@ -42,6 +41,12 @@ class Placement(NamedTuple):
             return (size,), (self.dtype.itemsize,)
         lengths, strides = self.geometry
         return (lengths, strides) if lengths else ((1,), (0,))
+
+
+@cache
+def _record(dtype: Any) -> DType:
+    """The record of a dtype of NumPy's: arrays that have an address are NumPy's, or as good as."""
+    return DTYPES[dtype.name]
 
 
 def itemsize(x: Any) -> int:

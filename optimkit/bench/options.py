@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimkit.arrays import SUPPORTED
 from optimkit.bench.shapes import FULL
 from optimkit.bench.workloads import WORKLOADS
 from optimkit.engines.threads import get_num_threads
 
 BACKENDS = ("numpy", "cupy")
-DTYPES = ("float32", "float64")
 EXTRAS = "extras"
 
 
@@ -74,7 +74,7 @@ class Options:
             extras=extras,
             rounds=(3 if quick else 15) if rounds is None else _whole("--rounds", rounds),
             threads=get_num_threads() if threads is None else _whole("--threads", threads),
-            dtype=_one_of("--dtype", dtype, DTYPES),
+            dtype=_one_of("--dtype", dtype, SUPPORTED),
             quick=quick,
             json=None if json is None else _writable(json),
         )

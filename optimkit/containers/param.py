@@ -161,7 +161,7 @@ def check_gradient(name: str, param: Param, gradient: Any) -> None:
         )
     if arrays.device(gradient) != param.device:
         raise ValueError(f"{what} is on {arrays.device(gradient)}, its weight on {param.device}; move it there")
-    arrays.check_readable(what, gradient)
+    arrays.check_readable(what, gradient, arrays.DTYPES[param.dtype].gradients)
 
 
 def matches(where: Where, param: Param, name: str | None = None) -> bool:

@@ -23,6 +23,7 @@ from optimkit.driver.gradients.collect import Gradients
 from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
+from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform, check_where
@@ -181,7 +182,8 @@ class Run:
         """The steps, made anew where structure changed."""
         if self.steps is None:
             settings = self.settings
-            steps = Steps(self.build_buckets(), len(self.entries), self.shared, settings.nonfinite, settings.capturable)
+            exchange = Exchange(len(self.entries))
+            steps = Steps(self.build_buckets(), exchange, self.shared, settings.nonfinite, settings.capturable)
             if self.captured:
                 warnings.warn(
                     "a CUDA graph of this optimizer goes on with the arrays, counts and structure that it was captured "

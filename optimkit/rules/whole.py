@@ -118,7 +118,8 @@ class WholeCall:
             found = [value, *(slots[name] for name in self.results[1:])]
             for name, x in zip(self.results, found, strict=True):
                 slot = f" for the slot {name!r}" if name else ""
-                check_alike(f"{self.label} returned", f"{slot} for parameter {parameter!r}", x, given[0])
+                alike = vars(s)[name] if name else given[0]
+                check_alike(f"{self.label} returned", f"{slot} for parameter {parameter!r}", x, alike)
         except Exception as error:
             error.add_note(f"in {self.label}, called with whole arrays for parameter {parameter!r}; nothing was written")
             raise
@@ -138,13 +139,13 @@ class WholeCall:
                 raise TypeError(f"{where} returns the slot {name!r}, but {why}")
 
 
-def check_alike(what: str, more: str, x: Any, weight: Any) -> None:
-    """Raise TypeError unless an array is like a weight: library, shape, dtype and device."""
-    given, expected = arrays.describe(x), arrays.describe(weight)
+def check_alike(what: str, more: str, x: Any, like: Any) -> None:
+    """Raise TypeError unless an array is like another, a weight or a slot: library, shape, dtype and device."""
+    given, expected = arrays.describe(x), arrays.describe(like)
     if not arrays.is_array(x) or given != expected:
         article = "a " if arrays.is_array(x) else ""
         cast = given.rpartition(",")[0] == expected.rpartition(",")[0] and arrays.is_array(x)
-        remedy = "; cast it, xp.astype(x, w.dtype)" if cast and tuple(x.shape) == tuple(weight.shape) else ""
+        remedy = "; cast it, xp.astype(x, w.dtype)" if cast and tuple(x.shape) == tuple(like.shape) else ""
         raise TypeError(f"{what} {article}{given}{more}, not a {expected}{remedy}")
     arrays.check_readable(f"what {what.removesuffix(' returned')} returned{more}", x)
 

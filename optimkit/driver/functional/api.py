@@ -74,7 +74,7 @@ def apply(run: Run, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
         if gradient is not None:
             _check_gradient(member, gradient)
             with arrays.on(member.weight):
-                member.gradient = member.xp.astype(gradient, member.weight.dtype)
+                member.gradient = member.xp.astype(gradient, getattr(member.xp, member.dtype.state))
         _take_state(member, state)
         member.program = program_of(member.chain, member.dtype, wide)[1]
     walk = Walk(run, members, state["count"])
@@ -95,7 +95,7 @@ def _check_gradient(member: Walked, gradient: Any) -> None:
         raise ValueError(f"{what} has shape {tuple(gradient.shape)}, its weight {shape}; nothing is broadcast")
     if arrays.library(gradient) != arrays.library(member.weight):
         raise TypeError(f"{what} is a {arrays.describe(gradient)}, its weight a {arrays.library(member.weight)} array")
-    arrays.check_dtype(what, gradient)
+    arrays.check_dtype(what, gradient, member.dtype.gradients)
 
 
 def _take_state(member: Walked, state: Any) -> None:
@@ -126,7 +126,7 @@ def _finish(member: Walked, walk: Walk, new: dict[str, Any]) -> Any:
         else:
             new["shared"][label] = xp.asarray(value, dtype=member.wide)
     new["t"][member.name], new["slots"][member.name] = member.t, slots
-    return walk.element(member, member.program.outputs["w"])
+    return xp.astype(walk.element(member, member.program.outputs["w"]), member.weight.dtype, copy=False)
 
 
 def rebuild(tree: Tree, weights: dict[str, Any]) -> Any:

@@ -45,6 +45,11 @@ class Walked:
         return arrays.DTYPES[arrays.dtype_name(self.weight)]
 
     @property
+    def compute(self) -> Any:
+        """The dtype of numbers where they meet elements."""
+        return getattr(self.xp, self.dtype.compute)
+
+    @property
     def wide(self) -> Any:
         """float64, or the widest that the library has just now (JAX without x64: float32)."""
         widths = self.xp.__array_namespace_info__().dtypes(kind="real floating")
@@ -64,7 +69,7 @@ class Walk:
         return member.known[node]
 
     def element(self, member: Walked, node: Node) -> Any:
-        """A value as an array of the weight's shape and dtype."""
+        """A value as an array of the weight's shape, in the dtype that it is computed in."""
         value = self._cast(member, node)
         shape = tuple(member.weight.shape)
         return member.xp.asarray(value if tuple(value.shape) == shape else member.xp.broadcast_to(value, shape) + 0)
@@ -91,10 +96,9 @@ class Walk:
         return function_of(member.xp, op)(*map(self._widen(member), args))
 
     def _leaf(self, member: Walked, node: Node) -> Any:
-        if node.op == "w":
-            return member.weight
-        if node.op == "g":
-            return member.gradient
+        if node.op in ("w", "g"):
+            x = member.weight if node.op == "w" else member.gradient
+            return member.xp.astype(x, getattr(member.xp, member.dtype.state), copy=False)
         if node.op in ("slot", "input"):
             return member.slots[node.key]
         if node.op == "number":
@@ -127,7 +131,7 @@ class Walk:
         value, xp = self.value(member, node), member.xp
         if node.level is Level.ELEMENT:
             return value
-        dtype = xp.bool if node.kind == BOOLEAN else member.weight.dtype
+        dtype = xp.bool if node.kind == BOOLEAN else member.compute
         return xp.astype(value, dtype) if arrays.is_array(value) else xp.asarray(value, dtype=dtype)
 
     def _reduce(self, member: Walked, node: Node) -> Any:

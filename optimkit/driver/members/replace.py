@@ -49,10 +49,12 @@ def replace_array(run: Run, entry: Entry, new: Any, how: str | Callable[[Any], A
             continue
         old = np.array(arrays.to_numpy(entry.value(key)))
         mapped = how(old) if callable(how) else old
-        if tuple(np.shape(mapped)) != param.shape:
-            raise ValueError(f"the function given as state made {key[1]!r} of shape {np.shape(mapped)}, not {param.shape}")
-        if key in fresh.slots:
-            fresh.set_value(key, mapped)
+        if key not in fresh.slots:
+            continue
+        shape = tuple(fresh.value(key).shape)
+        if tuple(np.shape(mapped)) != shape:
+            raise ValueError(f"the function given as state made {key[1]!r} of shape {np.shape(mapped)}, not {shape}")
+        fresh.set_value(key, mapped)
     run.forget()
     put()
     entry.param = entry.leaf.value if isinstance(entry.leaf.value, Param) else param

@@ -137,7 +137,9 @@ class Bucket:
             tables.rows[row] = plan.host(numbers[group], t + 1)
 
     def count_up(self) -> None:
-        """The step was applied: one more update for each parameter that took part."""
+        """The step was applied: one more update for each parameter that took part, counted here or on the device."""
+        if self.counts_on_device:
+            return
         self.t += self.active
         self.classes = [(group, t + 1) for group, t in self.classes]
 

@@ -12,6 +12,7 @@ from optimkit.driver.entries.group import Group
 from optimkit.driver.gradients.collect import Collected
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.device import DeviceSteps
+from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.host import HostSteps
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines.choose import choose, compiled_comparison
@@ -75,8 +76,8 @@ class Steps:
     ----------
     buckets : sequence of Bucket
         All of them.
-    entries : int
-        The number of parameters of the optimizer.
+    exchange : Exchange
+        Where totals over all parameters are formed.
     shared : dict
         The slots that the optimizer has once; they are made here where they are not there yet.
 
@@ -87,7 +88,7 @@ class Steps:
         parameters are wanted where some are on the host and some on a device.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str, capturable: bool) -> None:
+    def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str, capturable: bool) -> None:
         self.buckets = list(buckets)
         for bucket in buckets:
             for key, slot in bucket.chain.slots().items():
@@ -102,8 +103,8 @@ class Steps:
                 "some parameters are on the host and some on a device, and this optimizer takes a total over all of them "
                 "(a norm for clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
             )
-        self.host = HostSteps(on_host, entries, shared, nonfinite) if on_host else None
-        self.device = DeviceSteps(on_device, entries, shared, nonfinite, capturable) if on_device else None
+        self.host = HostSteps(on_host, exchange, shared, nonfinite) if on_host else None
+        self.device = DeviceSteps(on_device, exchange, shared, nonfinite, capturable) if on_device else None
         self._both: list[HostSteps | DeviceSteps] = [each for each in (self.host, self.device) if each is not None]
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
+from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, gradient_sum, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines import protocol
@@ -26,8 +27,8 @@ class DeviceSteps:
     ----------
     buckets : sequence of Bucket
         They are in it for good; a step concerns some of them.
-    entries : int
-        The number of parameters of the optimizer.
+    exchange : Exchange
+        Where totals over all parameters of the optimizer are formed; on devices kernels do that, in its order.
     shared : dict
         The slots that the optimizer has once; they become views of device memory.
     nonfinite : {"allow", "raise", "skip"}
@@ -36,13 +37,13 @@ class DeviceSteps:
         A step may become part of a CUDA graph.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str, capturable: bool) -> None:
+    def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str, capturable: bool) -> None:
         self.buckets, self.nonfinite = list(buckets), nonfinite
         skip = nonfinite == "skip"
         self.device_count, self.skip = skip or capturable, skip
         labels = tuple(dict.fromkeys(node.key for bucket in buckets for node in bucket.plan.program.totals))
         slots: dict[Hashable, float] = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
-        settings = protocol.Shared(entries, labels, slots, self.device_count, skip, capturable)
+        settings = protocol.Shared(exchange.entries, labels, slots, self.device_count, skip, capturable)
         launches = buckets[0].engine.launches
         assert launches is not None
         self.launches = launches([_runner(bucket) for bucket in buckets], [bucket.places for bucket in buckets], settings)
@@ -126,12 +127,7 @@ class DeviceSteps:
 
     def commit(self, zero: bool) -> None:
         """Launch the last stages, and count."""
-
-        def launched(place: int) -> None:
-            if not self.device_count:
-                self.active[place].count_up()
-
-        self.launches.commit(zero, launched)
+        self.launches.commit(zero, lambda place: self.active[place].count_up())
 
     @property
     def capturing(self) -> bool:

@@ -33,8 +33,8 @@ class HostSteps:
     ----------
     buckets : sequence of Bucket
         They are in it for good; a step concerns some of them.
-    entries : int
-        The number of parameters of the optimizer.
+    exchange : Exchange
+        Where totals over all parameters of the optimizer are formed.
     shared : dict
         The slots that the optimizer has once.
     nonfinite : {"allow", "raise", "skip"}
@@ -43,9 +43,9 @@ class HostSteps:
 
     capturing = False  # steps on the host never become part of a graph
 
-    def __init__(self, buckets: Sequence[Bucket], entries: int, shared: Shared, nonfinite: str) -> None:
+    def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str) -> None:
         self.buckets, self.shared, self.nonfinite = list(buckets), shared, nonfinite
-        self.exchange = Exchange(entries)
+        self.exchange = exchange
         self.parts = [_Part(bucket, cast(HostRunner, bucket.runner), Uniforms(bucket)) for bucket in buckets]
         self.active: list[_Part] = []
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do

@@ -127,7 +127,7 @@ TEXT = _TEXT.format(
     writeable=WRITEABLE,
 )
 
-_DTYPES = tuple(dtype.numpy for dtype in DTYPES.values())  # one object each, that lives as long as NumPy
+_DTYPES = [np.dtype(name) for name in DTYPES if hasattr(np, name)]  # NumPy's own: one object each, that lives as long
 
 
 class CompiledFingerprints:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from optimkit.arrays import DType, Placement
+from optimkit.arrays import DTYPES, DType, Placement
 from optimkit.engines import threads
 from optimkit.engines.canonical import LANES, UNIT
 from optimkit.engines.cpu.copies import COPY, FINISH, OPERATIONS, layout_words
@@ -41,7 +41,7 @@ class CpuRunner:
         self.compute = np.dtype(dtype.compute)
         self.layouts: dict[tuple[int, Hashable], np.ndarray] = {}
         others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
-        self.strided = (*STRIDED, *(key for key, found in others.items() if not all(map(self._is_plain, found))))
+        self.strided = (*STRIDED, *(key for key, found in others.items() if any(where.geometry for where in found)))
         self.columns = entry_columns(plan, self.strided)
         texts = [kernel_text(plan, number, dtype, self.strided) for number in range(len(plan.stages))]
         self.kernels = [compile_text(text) for text in texts]
@@ -71,15 +71,12 @@ class CpuRunner:
                 self.gathered[p] |= self._place(p, key, where)
         self.table[:, self.columns.flags] = ABSENT  # until a gradient is lent
 
-    def _is_plain(self, where: Placement) -> bool:
-        return where.geometry is None and where.dtype is self.dtype
-
     def _place(self, p: int, key: Hashable, where: Placement) -> int:
         """Say in the table where an array lies; the bit of the flags by which it is gathered, or 0."""
         self.table[p, self.columns.address[key]] = where.address
-        if self._is_plain(where):
-            return 0
-        layout = self.layouts[p, key] = layout_words(where, self.members[p].size, self.dtype)
+        if where.geometry is None and (where.dtype is self.dtype or key not in (WEIGHT, GRADIENT)):
+            return 0  # what is of our own making has the dtype that the kernel expects
+        layout = self.layouts[p, key] = layout_words(where, self.members[p].size, DTYPES[self.dtype.compute])
         self.table[p, self.columns.layout[key]] = layout.ctypes.data
         if not self.copy:
             self.copy = compile_text(COPY, 6).address

@@ -10,7 +10,7 @@ import numpy as np
 from optimkit import arrays
 from optimkit.arrays import DType
 from optimkit.engines import canonical, threads
-from optimkit.engines.eager.whole import EagerRunner
+from optimkit.engines.eager.whole import EagerRunner, function_of
 from optimkit.engines.protocol import Member, Tables
 from optimkit.fusion.graph import BOOLEAN, Level, Node
 from optimkit.fusion.operations import OPERATIONS
@@ -22,9 +22,17 @@ SLICE = 1 << 16
 _UFUNCS: dict[str, Any] = {
     name: getattr(np, {"abs": "absolute"}.get(name, name))
     for name in OPERATIONS
-    if name not in ("where", "real", "imag", "conj", "count_power", "round")
+    if name not in ("real", "imag", "conj", "count_power", "round")
 }
 _UFUNCS["round"] = np.rint
+
+
+def _where(condition: Any, x: Any, y: Any, out: np.ndarray) -> None:
+    np.copyto(out, y)
+    np.copyto(out, x, where=condition)
+
+
+_UFUNCS["where"] = _where
 
 
 class SlicedRunner(EagerRunner):
@@ -34,7 +42,6 @@ class SlicedRunner(EagerRunner):
         super().__init__(plan, dtype, members)
         self.programs = [_SliceProgram(plan, stage) for stage in plan.stages]
         self.buffers: dict[int, dict[tuple[str, int], np.ndarray]] = {}
-        self.work = [(p, start) for p, member in enumerate(members) for start in range(0, member.size, SLICE)]
 
     def _flat_arrays(self, p: int, keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
         """Arrays of a member, flat: copies where they are strided."""
@@ -50,7 +57,7 @@ class SlicedRunner(EagerRunner):
             if member.gradient is not None and member.size:
                 flat[p] = self._flat_arrays(p, keys)
                 scalars[p] = {node: self._scalar(node, tables, p, member) for node in program.scalars}
-        queue = [(p, start) for p, start in self.work if p in flat]
+        queue = [(p, start) for p in flat for start in range(0, self.members[p].size, SLICE)]
         workers = min(threads.get_num_threads(), len(queue)) or 1
         turn = iter(queue)
 
@@ -167,12 +174,9 @@ class _SliceProgram:
                 buffer = buffers[place] = np.empty(SLICE, bool if place[0] == "bool" else dtype)
             out = buffer[:n]
             args = [value(arg) for arg in node.args]
-            if node.op == "where":
-                np.copyto(out, args[2])
-                np.copyto(out, args[1], where=args[0])
-            elif node.op in ("real", "conj", "imag"):
-                np.multiply(args[0], 0 if node.op == "imag" else 1, out=out)
-            else:
+            if node.op in _UFUNCS:
                 _UFUNCS[node.op](*args, out=out)
+            else:
+                np.copyto(out, function_of(np, node.op)(*args))
             known[node] = out
         return [value(end) for end in self.ends]

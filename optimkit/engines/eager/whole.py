@@ -81,6 +81,11 @@ class EagerRunner:
         dtype = None if node.kind == BOOLEAN else self.dtype.compute
         return arrays.library_of(member.weight).scalar(value, dtype, member.weight)
 
+    def _read(self, x: Any, xp: Any) -> Any:
+        """An array of a member in the compute dtype."""
+        compute = getattr(xp, self.dtype.compute)
+        return x if x.dtype == compute else xp.astype(x, compute)
+
     def _evaluate(self, stage: Stage, tables: Tables, p: int, ends: Sequence[Node]) -> list[Any]:
         """The values of `ends` for one member, as whole arrays."""
         member = self.members[p]
@@ -90,7 +95,7 @@ class EagerRunner:
         def value(node: Node) -> Any:
             if node not in known:
                 if is_array(node):
-                    known[node] = read_array(member, array_key(node), xp)
+                    known[node] = self._read(member.arrays[array_key(node)], xp)
                 else:
                     known[node] = self._scalar(node, tables, p, member)
             return known[node]
@@ -142,9 +147,3 @@ def moves(key: Hashable, node: Node, stage: Stage) -> bool:
 
 def _copy(x: Any) -> Any:
     return arrays.namespace(x).asarray(x, copy=True)
-
-
-def read_array(member: Member, key: Hashable, xp: Any) -> Any:
-    """An array of a member in the compute dtype of its weight."""
-    x = member.arrays[key]
-    return x if x.dtype == member.weight.dtype else xp.astype(x, member.weight.dtype)
