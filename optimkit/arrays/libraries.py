@@ -152,7 +152,7 @@ class Numpy(Library):
             return bool(value) if dtype is None else np.dtype(dtype).type(value)
 
     def address(self, x: Any) -> int:
-        return int(x.__array_interface__["data"][0])
+        return int(x.ctypes.data)
 
     def fingerprinter(self, kind: type) -> Callable[[Any], Seen]:
         if kind is not np.ndarray:

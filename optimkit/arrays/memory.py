@@ -71,15 +71,16 @@ def has_memory(x: Any) -> bool:
 
 def bounds(x: Any) -> tuple[int, int]:
     """The first byte of an array, and the first after it; (0, 0) where it is empty or has no address."""
-    if 0 in x.shape or not has_memory(x):
+    library = library_of(x)
+    if 0 in x.shape or not library.has_memory:
         return 0, 0
-    low = high = address(x)
-    for step, n in zip(byte_strides(x), x.shape, strict=True):
+    low = high = library.address(x)
+    for step, n in zip(library.strides(x), x.shape, strict=True):
         if step < 0:
             low += step * (n - 1)
         else:
             high += step * (n - 1)
-    return low, high + itemsize(x)
+    return low, high + library.itemsize(x)
 
 
 def self_overlap(x: Any) -> str:
