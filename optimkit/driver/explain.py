@@ -7,14 +7,13 @@ from typing import Any
 
 from optimkit.arrays import DTYPES, DType
 from optimkit.driver.run import Run
-from optimkit.engines.choose import compiling
+from optimkit.engines.choose import KERNELS, compiling
 from optimkit.fusion.show import show_plan
 from optimkit.fusion.stages import Plan, total_rounds
 from optimkit.rules.chain import Chain
 from optimkit.rules.numbers import REQUIRED
 from optimkit.rules.programs import plan_of, program_of
 
-KERNELS = ("numba", "cuda")  # engines that make kernels
 
 
 class Explain:

@@ -15,7 +15,8 @@ from optimkit.engines.eager.sliced import SlicedRunner
 from optimkit.engines.eager.whole import EagerRunner
 from optimkit.engines.protocol import Engine
 
-ENGINES = ("eager", "numba", "cuda")
+KERNELS = ("numba", "cuda")  # engines that make kernels
+ENGINES = ("eager", *KERNELS)
 EAGER, SLICED = Engine("eager", EagerRunner), Engine("eager", SlicedRunner)
 
 
