@@ -15,7 +15,6 @@ from optimkit.rules.numbers import REQUIRED
 from optimkit.rules.programs import plan_of, program_of
 
 
-
 class Explain:
     """The method `explain`, which works on a class and on an optimizer."""
 
