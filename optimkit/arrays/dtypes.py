@@ -9,12 +9,10 @@ a complex number is a pair of reals. Engines are told here how they load and sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class DType:
+class DType(NamedTuple):
     """What is known of a dtype.
 
     Attributes
@@ -59,7 +57,7 @@ class DType:
         """The dtype of a slot with a value per element."""
         return self.compute if is_real else self.state
 
-    @cached_property
+    @property
     def gradients(self) -> tuple[str, ...]:
         """The dtypes that a gradient may have: none with more parts than its weight."""
         return tuple(other.name for other in DTYPES.values() if other.parts <= self.parts)

@@ -6,17 +6,15 @@ State is kept flat in this order, gradients are read in it, reductions follow it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 
 from optimkit.arrays.memory import byte_strides, has_memory
 
 
-@dataclass(frozen=True)
-class MemoryOrder:
+class MemoryOrder(NamedTuple):
     """The axes of a weight from the largest stride down, and which of them run backwards."""
 
     axes: tuple[int, ...]

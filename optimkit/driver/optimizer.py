@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 from optimkit.driver.entries.group import Group
 from optimkit.driver.explain import Explain
-from optimkit.driver.functional import api as functional
 from optimkit.driver.members.changes import zero_own_gradients
 from optimkit.driver.membership import Membership
 from optimkit.driver.run import Run, Settings
@@ -175,7 +174,9 @@ class Optimizer(Membership, base=True):
         ValueError
             If there are none, or `nonfinite` is not "allow": a function without effects can't refuse a step.
         """
-        return functional.init(self._run, params)
+        from optimkit.driver.functional import api  # at first use: most never need it
+
+        return api.init(self._run, params)
 
     def apply(self, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
         """One step in the functional form: (new params, new state); nothing is written.
@@ -213,7 +214,9 @@ class Optimizer(Membership, base=True):
         >>> params["w"]
         array([0.9, 0.9])
         """
-        return functional.apply(self._run, params, grads, state)
+        from optimkit.driver.functional import api
+
+        return api.apply(self._run, params, grads, state)
 
     def get_lr(self) -> Any:
         """The learning rate, as `opt.lr` reads it."""

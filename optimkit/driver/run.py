@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from optimkit import arrays
 from optimkit.containers.param import Param, Where, matches
@@ -31,8 +31,7 @@ from optimkit.rules.numbers import coerce_number
 from optimkit.rules.rule import Rule
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The options of an optimizer that hold for its life."""
 
     conventions: Conventions

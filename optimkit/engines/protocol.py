@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -166,8 +166,7 @@ class DeviceLaunches(Protocol):
         """Launch the last stages; `launched` is told after each which of the active runners it was."""
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(NamedTuple):
     """An engine by its name: what runs a bucket, and what its kernels look like as text.
 
     runner : the class of its runners; launches : for an engine on a device, the class that runs all of them;

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """One elementwise operation.
 
     `result` says what comes out: "same" (the kind of the arguments), "real" or "boolean";

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 from optimkit.fusion.graph import REDUCTIONS, Level, Node, WholeFunction, walk
 from optimkit.fusion.levels import HostFunction, compile_host
@@ -92,8 +92,7 @@ class Stage:
     outputs: dict[Hashable, Node] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A function of whole arrays, called for each parameter after the passes of a round.
 
     It is given the arrays with the keys `given` and the values of `numbers`, and fills those with the keys `results`.

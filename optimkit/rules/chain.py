@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from optimkit.containers.param import Param, matches
 from optimkit.fusion.graph import KindError
@@ -24,11 +24,13 @@ SlotKey = tuple[int, str]  # (index of the rule in the chain, name of the slot);
 Finder = Callable[[int, Rule], Numbers]
 
 
-@dataclass(frozen=True)
-class Conventions:
+class Conventions(NamedTuple):
     """The options of an optimizer that are part of its formula."""
 
     maximize: bool = False
+
+
+PLAIN = Conventions()
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,14 @@ class Chain:
 
     optimizer: Rule
     links: tuple[tuple[int, Transform], ...] = ()
-    conventions: Conventions = Conventions()
+    conventions: Conventions = PLAIN
 
     @classmethod
     def of(
         cls,
         rule: Rule,
         links: Sequence[Transform] = (),
-        conventions: Conventions = Conventions(),
+        conventions: Conventions = PLAIN,
         param: Param | None = None,
         name: str | None = None,
     ) -> Chain:

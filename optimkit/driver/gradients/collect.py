@@ -12,8 +12,7 @@ and what raises in between is looked at anew in the next step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,7 @@ from optimkit.driver.gradients.byte_ranges import ByteRanges
 from optimkit.driver.gradients.fingerprints import Fingerprints, MakeCompiled
 
 
-@dataclass(eq=False)
-class Collected:
+class Collected(NamedTuple):
     """The gradients of one step.
 
     Attributes
