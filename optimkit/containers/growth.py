@@ -29,7 +29,7 @@ def split_groups(params: Any) -> list[tuple[Any, dict[str, Any]]]:
     return [(group["params"], {key: value for key, value in group.items() if key != "params"}) for group in params]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Growth:
     """What an addition does to the trees, done only when everything was checked."""
 

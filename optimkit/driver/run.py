@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     capturable: bool
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Run:
     """What an optimizer trains, and where it stands.
 

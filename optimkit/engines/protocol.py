@@ -18,7 +18,7 @@ from optimkit.fusion.graph import Node
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Member:
     """One parameter of a bucket: its arrays by key, all in the weight's shape, seen in memory order of the weight.
 
@@ -41,7 +41,7 @@ class Member:
         return self.arrays.get(GRADIENT)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Tables:
     """The scalars of a step.
 
@@ -117,7 +117,7 @@ class DeviceRunner(Runner, Protocol):
         """A uniform value of the last step, one per member."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Shared:
     """What all buckets of an optimizer have in common, for engines that work on a device.
 

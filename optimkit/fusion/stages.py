@@ -23,7 +23,7 @@ GRADIENT: Hashable = "g"
 ARRAYS = ("w", "g", "slot", "input", "result")  # nodes that lie in memory
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """What one step computes for one parameter: the new weight and the new slots, by key.
 
@@ -78,7 +78,7 @@ def total_rounds(programs: Iterable[Program]) -> dict[Hashable, int]:
         floor = raised
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stage:
     """One pass: the arrays it reads, the element nodes in order, and what it ends in.
 
@@ -105,7 +105,7 @@ class Call(NamedTuple):
     results: tuple[Hashable, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """A program cut into stages, with the columns of its scalar tables.
 

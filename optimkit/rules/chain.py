@@ -8,7 +8,6 @@ graph and called by hand with concrete values; there is no second text of the or
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from optimkit.containers.param import Param, matches
@@ -33,8 +32,7 @@ class Conventions(NamedTuple):
 PLAIN = Conventions()
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(NamedTuple):
     """An optimizer's rule and the links that apply to a parameter, with their index in the list."""
 
     optimizer: Rule

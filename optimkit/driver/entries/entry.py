@@ -17,7 +17,7 @@ from optimkit.rules.chain import SlotKey
 from optimkit.rules.slots import Slot
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Entry:
     """A parameter in an optimizer.
 

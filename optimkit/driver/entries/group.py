@@ -8,7 +8,7 @@ from typing import Any
 from optimkit.rules.rule import Rule
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Group:
     """Values of all fields of the optimizer, and the factors of the learning rate that schedulers set, by their key."""
 
