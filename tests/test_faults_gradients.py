@@ -232,3 +232,18 @@ def test_gradients_of_tensors(engine):
     ]:
         with pytest.raises((TypeError, ValueError), match=f"gradient of 'w'.*{message}|gradient of 'w' {message}"):
             opt.step({"w": bad})
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_only_gradients_are_named_whatever_else_a_rule_takes_the_norm_of(dtype, maximize, engine):
+    class Trust(Optimizer):
+        lr: Scalar = 0.1
+
+        def update(self, w, g, s, h, xp):
+            return h.lr * g / (1 + norm(-w) + norm(-g))
+
+    params = {"a": np.ones(3, dtype), "b": np.full(3, np.inf, dtype)}
+    opt = Trust(params, nonfinite="raise", maximize=maximize, engine=engine)
+    with pytest.raises(NonFiniteGradientError, match="the gradient of 'a' has NaN or Inf"):
+        opt.step({"a": np.array([1, np.nan, 1], dtype), "b": np.ones(3, dtype)})

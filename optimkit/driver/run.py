@@ -116,7 +116,9 @@ class Run:
         """Raise RuntimeError where a step is under way, whose counts would be lost."""
         if self.stepping:
             kind = self.kind.__name__
-            raise RuntimeError(f"{kind}.{what} was called in its own step, by a schedule, a hook or a signal handler")
+            raise RuntimeError(
+                f"{kind}.{what} was called in its own step, by a schedule, a hook or a signal handler; call it between steps"
+            )
 
     def require_entries(self) -> None:
         """Raise RuntimeError where there are no parameters."""

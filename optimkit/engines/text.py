@@ -28,6 +28,25 @@ class Body:
     uniforms: list[int] = field(default_factory=list)
 
 
+# What Python and C++ write alike: part of the table of each target.
+OPERATORS = {
+    "add": "({0} + {1})",
+    "subtract": "({0} - {1})",
+    "multiply": "({0} * {1})",
+    "divide": "({0} / {1})",
+    "negative": "(-{0})",
+    "sqrt": "sqrt({0})",
+    "equal": "({0} == {1})",
+    "not_equal": "({0} != {1})",
+    "less": "({0} < {1})",
+    "less_equal": "({0} <= {1})",
+    "greater": "({0} > {1})",
+    "greater_equal": "({0} >= {1})",
+    "isnan": "({0} != {0})",
+    "real": "{0}",
+    "conj": "{0}",
+}
+
 _PREFIXES = {"slot": "s", "input": "s", "given": "to", "result": "of"}  # no other name in a kernel begins so
 _OWN = ("_new", "_at", "_layout", "_data")  # names that end so are the kernels' own
 

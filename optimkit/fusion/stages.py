@@ -44,6 +44,16 @@ class Program:
         return tuple(walk(self.roots))
 
     @property
+    def gradient_sum(self) -> Node:
+        """The sum of squares of one gradient that is finite whenever the gradient is.
+
+        The norm of float64 gradients has three sums, each scaled by another power of two: the one scaled down.
+        """
+        assert self.gradient_norm is not None
+        sums = [node for node in walk([self.gradient_norm]) if node.op == "sum_of_squares"]
+        return min(sums, key=lambda node: cast(int, node.key))
+
+    @property
     def totals(self) -> tuple[Node, ...]:
         return tuple(node for node in self.nodes if node.op == "total")
 

@@ -74,7 +74,7 @@ def reset(run: Run, where: Where) -> None:
 
 def set_frozen(run: Run, where: Where, frozen: bool) -> None:
     """Freeze parameters, or let them go on."""
-    run.refuse_in_step("freeze()")
+    run.refuse_in_step("freeze()" if frozen else "unfreeze()")
     for entry in run.select(where):
         entry.frozen = frozen
     if run.gradients is not None:

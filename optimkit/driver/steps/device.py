@@ -14,7 +14,7 @@ import numpy as np
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
-from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, gradient_sum, name_nonfinite
+from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines import protocol
 from optimkit.fusion.graph import Level, Node
@@ -122,7 +122,8 @@ class DeviceSteps:
             return True
         _, finite = _runner(self.active[0]).result()
         if not finite and self.nonfinite == "raise":
-            raise NonFiniteGradientError(name_nonfinite((bucket, _sums(bucket)) for bucket in self.active))
+            found = ((bucket, _runner(bucket).uniform_values(bucket.plan.program.gradient_sum)) for bucket in self.active)
+            raise NonFiniteGradientError(name_nonfinite(found))
         return finite
 
     def commit(self, zero: bool) -> None:
@@ -144,12 +145,6 @@ class DeviceSteps:
 
 def _runner(bucket: Bucket) -> protocol.DeviceRunner:
     return cast(protocol.DeviceRunner, bucket.runner)
-
-
-def _sums(bucket: Bucket) -> np.ndarray:
-    """The sums of squares of the gradients; waits for the device."""
-    node = gradient_sum(node for stage in bucket.plan.stages for node in stage.reductions)
-    return _runner(bucket).uniform_values(node)
 
 
 class Pending:

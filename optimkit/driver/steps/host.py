@@ -13,7 +13,7 @@ import numpy as np
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
-from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, gradient_sum, name_nonfinite
+from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared, Uniforms
 from optimkit.engines.protocol import HostRunner
 
@@ -106,7 +106,7 @@ class HostSteps:
         self.norm = self.active[0].uniforms.gradient_norm() if self._has_norm else None
         self.applied = self.nonfinite == "allow" or self.norm is None or bool(np.isfinite(self.norm))
         if not self.applied and self.nonfinite == "raise":
-            found = ((bucket, uniforms.values[gradient_sum(uniforms.values)]) for bucket, _, uniforms in self.active)
+            found = ((bucket, uniforms.values[bucket.plan.program.gradient_sum]) for bucket, _, uniforms in self.active)
             raise NonFiniteGradientError(name_nonfinite(found))
         return self.applied
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from optimkit.driver.steps.bucket import Bucket
-from optimkit.fusion.graph import Node
 
 
 class NonFiniteGradientError(FloatingPointError):
@@ -54,15 +53,6 @@ class StepResult:
         if self._pending is not None:
             return "StepResult(on the device)"
         return f"StepResult(applied={self._applied}, grad_norm={self._grad_norm})"
-
-
-def gradient_sum(nodes: Iterable[Node]) -> Node:
-    """Among the reductions of a program, the sum of squares of the gradient whose finite values never overflow.
-
-    The norm of float64 gradients has three sums, each scaled by another power of two: the one scaled down.
-    """
-    sums = [node for node in nodes if node.op == "sum_of_squares" and node.args[0].op in ("g", "negative")]
-    return min(sums, key=lambda node: cast(int, node.key))
 
 
 def name_nonfinite(found: Iterable[tuple[Bucket, np.ndarray]]) -> str:

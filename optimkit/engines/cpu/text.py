@@ -14,7 +14,7 @@ from functools import lru_cache
 from optimkit.arrays import DType
 from optimkit.engines.canonical import IDENTITY, LANES, UNIT
 from optimkit.engines.tables import Columns, Entry
-from optimkit.engines.text import Body, identifiers, indent, write_body
+from optimkit.engines.text import OPERATORS, Body, identifiers, indent, write_body
 from optimkit.fusion.graph import BOOLEAN, Node
 from optimkit.fusion.show import formula, traffic
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
@@ -29,13 +29,7 @@ ENTRY = ("size", "row", "flags", "first_unit")  # of a parameter; its arrays fol
 ABSENT, ZERO_G, GATHER = 1, 2, 4  # bits of flags; from GATHER on, one for each array that may have to be gathered
 STRIDED = (WEIGHT, GRADIENT)  # arrays that may be strided, or of another dtype, in any bucket
 
-TABLE = {
-    "add": "({0} + {1})",
-    "subtract": "({0} - {1})",
-    "multiply": "({0} * {1})",
-    "divide": "({0} / {1})",
-    "negative": "(-{0})",
-    "sqrt": "sqrt({0})",
+TABLE = OPERATORS | {
     "abs": "abs({0})",
     "sign": "({0} if {0} != {0} else (real(1.0) if {0} > 0 else (real(-1.0) if {0} < 0 else real(0.0))))",
     "minimum": "({0} if ({0} < {1}) | ({0} != {0}) else {1})",
@@ -50,20 +44,11 @@ TABLE = {
     "tanh": "math.tanh({0})",
     "hypot": "math.hypot({0}, {1})",
     "power": "({0} ** {1})",
-    "equal": "({0} == {1})",
-    "not_equal": "({0} != {1})",
-    "less": "({0} < {1})",
-    "less_equal": "({0} <= {1})",
-    "greater": "({0} > {1})",
-    "greater_equal": "({0} >= {1})",
     "isfinite": "(({0} - {0}) == 0)",
-    "isnan": "({0} != {0})",
     "logical_and": "({0} & {1})",
     "logical_or": "({0} | {1})",
     "logical_not": "(not {0})",
     "where": "({1} if {0} else {2})",
-    "real": "{0}",
-    "conj": "{0}",
     "imag": "({0} * real(0.0))",
 }
 

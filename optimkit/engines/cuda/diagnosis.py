@@ -177,11 +177,11 @@ def find_cuda() -> Cuda:
     compiler_error = ""
     try:
         devices += [_device(cupy, number) for number in range(count)]
-    except Exception as error:
+    except Exception as error:  # CUDA's own errors, and those of half an installation
         device_error = one_line(error)
     try:
         cupy.cuda.nvrtc.getVersion()
-    except Exception as error:
+    except Exception as error:  # as above; a missing library raises OSError or RuntimeError
         compiler_error = one_line(error)
     return Cuda(packages, driver, driver_error, "", device_error, compiler_error, devices)
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from optimkit.engines.text import OPERATORS
 from optimkit.fusion.graph import BOOLEAN, Node
 from optimkit.fusion.show import formula
 
-TABLE = {
-    "add": "({0} + {1})",
-    "subtract": "({0} - {1})",
-    "multiply": "({0} * {1})",
-    "divide": "({0} / {1})",
-    "negative": "(-{0})",
-    "sqrt": "sqrt({0})",
+TABLE = OPERATORS | {
     "abs": "fabs({0})",
     "sign": "sign_of({0})",
     "minimum": "minimum_of({0}, {1})",
@@ -27,20 +22,11 @@ TABLE = {
     "hypot": "hypot({0}, {1})",
     "power": "pow({0}, {1})",
     "count_power": "count_power({0}, {1})",
-    "equal": "({0} == {1})",
-    "not_equal": "({0} != {1})",
-    "less": "({0} < {1})",
-    "less_equal": "({0} <= {1})",
-    "greater": "({0} > {1})",
-    "greater_equal": "({0} >= {1})",
     "isfinite": "is_finite({0})",
-    "isnan": "({0} != {0})",
     "logical_and": "({0} && {1})",
     "logical_or": "({0} || {1})",
     "logical_not": "(!{0})",
     "where": "({0} ? {1} : {2})",
-    "real": "{0}",
-    "conj": "{0}",
     "imag": "({0} * 0)",
 }
 

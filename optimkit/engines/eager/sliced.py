@@ -101,20 +101,11 @@ class SlicedRunner(EagerRunner):
                     results[p, r] = canonical.combine(arrays.namespace(units), node.op, units)
         return results
 
-    def fill(self, number: int, tables: Tables) -> None:
-        self._write_slices(number, tables, [False] * len(self.plan.stages[number].outputs))
-
-    def commit(self, tables: Tables, zero: bool) -> None:
-        self._write_slices(len(self.plan.stages) - 1, tables, self.moved)
-        for member in self.members if zero else ():
-            if member.gradient is not None and member.zero_in_pass:
-                member.gradient[...] = 0
-
-    def _write_slices(self, number: int, tables: Tables, moved: Sequence[bool]) -> None:
+    def _write(self, number: int, tables: Tables) -> None:
         outputs = list(self.plan.stages[number].outputs)
 
         def finish(p: int, start: int, stop: int, values: list[Any], local: dict[Hashable, np.ndarray]) -> None:
-            values = [value.copy() if moves else value for value, moves in zip(values, moved, strict=True)]
+            values = [value.copy() if key in self.moved else value for key, value in zip(outputs, values, strict=True)]
             for key, value in zip(outputs, values, strict=True):
                 np.copyto(local[key], value, casting="same_kind")
 

@@ -56,7 +56,7 @@ class EagerRunner:
         self.plan, self.dtype, self.members = plan, dtype, members
         self.host_columns = {node: column for column, node in enumerate(plan.hosts)}
         self.uniform_columns = {node: column for column, node in enumerate(plan.uniforms)}
-        self.moved = [moves(key, node, plan.last) for key, node in plan.last.outputs.items()]
+        self.moved = {key for stage in plan.stages for key, node in stage.outputs.items() if moves(key, node, stage)}
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
         pass
@@ -120,22 +120,22 @@ class EagerRunner:
         return results
 
     def fill(self, number: int, tables: Tables) -> None:
-        self._write(self.plan.stages[number], tables)
+        self._write(number, tables)
 
     def commit(self, tables: Tables, zero: bool) -> None:
-        self._write(self.plan.last, tables)
+        self._write(len(self.plan.stages) - 1, tables)
         for member in self.members if zero else ():
             if member.gradient is not None and member.zero_in_pass:
                 member.gradient[...] = 0.0
 
     @np.errstate(all="ignore")
-    def _write(self, stage: Stage, tables: Tables) -> None:
+    def _write(self, number: int, tables: Tables) -> None:
+        stage = self.plan.stages[number]
         for p, member in enumerate(self.members):
             if member.gradient is None or member.size == 0:
                 continue
             ends = self._evaluate(stage, tables, p, list(stage.outputs.values()))
-            if stage is self.plan.last:
-                ends = [_copy(end) if moved else end for end, moved in zip(ends, self.moved, strict=True)]
+            ends = [_copy(end) if key in self.moved else end for key, end in zip(stage.outputs, ends, strict=True)]
             for key, end in zip(stage.outputs, ends, strict=True):
                 member.arrays[key][...] = end
 
