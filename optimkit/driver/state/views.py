@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.run import Run
+from optimkit.driver.steps.uniforms import ensure_shared
 from optimkit.rules.chain import SlotKey
 
 
@@ -61,9 +60,7 @@ class StateView(Mapping[str, SlotView]):
     def shared(self) -> dict[str, Any]:
         """The slots that the optimizer has once, 0-d float64 arrays."""
         chain = self._run.chain()
-        for key, slot in chain.slots().items():
-            if slot.extent == "optimizer":
-                self._run.shared.setdefault(key, np.full((), slot.value))
+        ensure_shared(self._run.shared, chain.slots())
         return {chain.slot_label(key): value for key, value in self._run.shared.items()}
 
     def __getitem__(self, name: str) -> SlotView:

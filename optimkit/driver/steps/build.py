@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
-
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.gradients.collect import Collected
@@ -14,7 +12,7 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.device import DeviceSteps
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.host import HostSteps
-from optimkit.driver.steps.uniforms import Shared
+from optimkit.driver.steps.uniforms import Shared, ensure_shared
 from optimkit.engines.choose import choose, compiled_comparison
 from optimkit.engines.protocol import Engine
 from optimkit.fusion.stages import total_rounds
@@ -91,9 +89,7 @@ class Steps:
     def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str, capturable: bool) -> None:
         self.buckets = list(buckets)
         for bucket in buckets:
-            for key, slot in bucket.chain.slots().items():
-                if slot.extent == "optimizer":
-                    shared.setdefault(key, np.full((), slot.value))
+            ensure_shared(shared, bucket.chain.slots())
         on_host = [bucket for bucket in buckets if not bucket.engine.on_device]
         on_device = [bucket for bucket in buckets if bucket.engine.on_device]
         if capturable:

@@ -11,8 +11,16 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.engines.eager.whole import uniform_value
 from optimkit.fusion.graph import REDUCTIONS, Level, Node
 from optimkit.rules.chain import SlotKey
+from optimkit.rules.slots import Slot
 
 Shared = dict[SlotKey, np.ndarray]
+
+
+def ensure_shared(shared: Shared, declared: Mapping[SlotKey, Slot]) -> None:
+    """Make the slots that an optimizer has once, where they are declared and not there yet."""
+    for key, slot in declared.items():
+        if slot.extent == "optimizer":
+            shared.setdefault(key, np.full((), slot.value))
 
 
 class Uniforms:
