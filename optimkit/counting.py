@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 
-@dataclass
-class Counters:
+class Counters(SimpleNamespace):
     """Counts of this process, from its start.
 
     Attributes
@@ -21,12 +20,15 @@ class Counters:
         Gradients that did not look as in the step before.
     """
 
-    traces: int = 0
-    compiles: int = 0
-    cache_hits: int = 0
-    launches: int = 0
-    uploads: int = 0
-    gradients_checked: int = 0
+    traces: int
+    compiles: int
+    cache_hits: int
+    launches: int
+    uploads: int
+    gradients_checked: int
+
+    def __init__(self) -> None:
+        super().__init__(traces=0, compiles=0, cache_hits=0, launches=0, uploads=0, gradients_checked=0)
 
 
 counters = Counters()

@@ -28,19 +28,19 @@ from optimkit.engines.cuda.diagnosis import (
     version_text,
 )
 
-PACKAGES = ("numpy", "array-api-compat", "numba", "llvmlite", "torch", "jax", "array-api-strict", *CUPY)
+PACKAGES = ("numpy", "array-api-compat", "llvmlite", "torch", "jax", "array-api-strict", *CUPY)
 
 
-def numba_state() -> Problem | None:
+def llvm_state() -> Problem | None:
     """Why NumPy arrays do not run compiled; None if they do."""
-    problem = choose.numba_problem()
+    problem = choose.llvm_problem()
     if not problem:
         return None
-    version = package_version("numba")
+    version = package_version("llvmlite")
     if version is None:
-        what = "numba is not installed: NumPy arrays run in slices, several times slower"
-        return Problem(what, 'pip install "optimkit[numba]"')
-    return Problem(f"numba {version}: {problem}", "pip install -U numba, or install a NumPy that it supports")
+        what = "llvmlite is not installed: NumPy arrays run in slices, several times slower"
+        return Problem(what, 'pip install "optimkit[cpu]"')
+    return Problem(f"llvmlite {version}: {problem}", "pip install -U llvmlite")
 
 
 def thread_count() -> dict[str, Any]:
@@ -105,7 +105,7 @@ def collect() -> dict[str, Any]:
             return otherwise
 
     cuda = ask(find_cuda, Cuda())
-    problems = {"numba": ask(numba_state, None), "cuda": ask(cuda_problem, None, cuda)}
+    problems = {"llvm": ask(llvm_state, None), "cuda": ask(cuda_problem, None, cuda)}
     arrays = {"numpy": ask(_engine_of, "?", "numpy", "cpu")}
     if package_version("torch"):
         arrays |= {"torch, on the CPU": ask(_engine_of, "?", "torch", "cpu"), "torch, elsewhere": "eager"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-ENGINES = ["numba", "eager"]
+ENGINES = ["llvm", "eager"]
 SHAPES = {"a": (7, 5), "b": (5,), "c": (), "d": (0, 3), "e": (2, 1, 3)}
 
 

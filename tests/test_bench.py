@@ -94,7 +94,7 @@ def test_bytes_per_element(name, dtype, expected):
 def test_the_floor_reads_and_writes_everything(monkeypatch, compiled, size):
     monkeypatch.setattr(threads, "_threads", 2)
     if not compiled:
-        monkeypatch.setattr(floor, "numba_problem", lambda: "left out")
+        monkeypatch.setattr(floor, "llvm_problem", lambda: "left out")
     arrays = {key: np.arange(size, dtype=np.float32) % 1000 + number for number, key in enumerate("wgmv")}
     before = {key: array.copy() for key, array in arrays.items()}
     floor.Pass(arrays, "wgmv", "wmv", "g")()

@@ -46,7 +46,7 @@ def test_info_tells_versions_engines_and_cache(capsys, tmp_path):
         np.__version__,
         sys.executable,
         "engine eager",
-        "engine numba",
+        "engine llvm",
         str(tmp_path / "kernels"),
     ):
         assert words in text
@@ -57,7 +57,7 @@ def test_info_tells_versions_engines_and_cache(capsys, tmp_path):
 
 
 def test_info_counts_the_kernels(capsys, tmp_path):
-    disk.write_atomically(disk.folder() / "a.kernel", b"12345")
+    disk.write_atomically(disk.folder() / "a.o", b"12345")
     assert json.loads(told(capsys, "--json"))["cache"]["bytes"] == 5
     assert "1 files" in told(capsys)
 
@@ -94,22 +94,22 @@ def test_info_survives_a_wrong_thread_count(capsys, monkeypatch):
     assert "unset OPTIMKIT_NUM_THREADS, or set it right" in missing(capsys).values()
 
 
-def test_info_without_numba_says_how_to_get_it(capsys, monkeypatch):
-    monkeypatch.setattr(info.choose, "numba_problem", lambda: "no module named numba")
+def test_info_without_llvmlite_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(info.choose, "llvm_problem", lambda: "no module named llvmlite")
     versions = info.package_version
-    monkeypatch.setattr(info, "package_version", lambda name: None if name == "numba" else versions(name))
+    monkeypatch.setattr(info, "package_version", lambda name: None if name == "llvmlite" else versions(name))
     assert (
-        missing(capsys)["numba is not installed: NumPy arrays run in slices, several times slower"]
-        == 'pip install "optimkit[numba]"'
+        missing(capsys)["llvmlite is not installed: NumPy arrays run in slices, several times slower"]
+        == 'pip install "optimkit[cpu]"'
     )
 
 
-def test_info_with_a_numba_that_fails_says_why():
-    code = "import sys; sys.modules['numba'] = None; from optimkit.cli import main; sys.exit(main(['info', '--json']))"
+def test_info_with_an_llvmlite_that_fails_says_why():
+    code = "import sys; sys.modules['llvmlite'] = None; from optimkit.cli import main; sys.exit(main(['info', '--json']))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert "numba can't be imported" in found["engines"]["numba"]
+    assert "llvmlite can't be imported" in found["engines"]["llvm"]
     assert found["arrays"]["numpy"] == "eager"
 
 

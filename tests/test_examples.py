@@ -21,7 +21,7 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def digits():
-    """The script as a module, in this process: no second import of numba and scikit-learn."""
+    """The script as a module, in this process: no second import of llvmlite and scikit-learn."""
     spec = importlib.util.spec_from_file_location("digits", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

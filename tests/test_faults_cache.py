@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from test_faults_processes import forks_allowed, needs_numba, ones, run
+from test_faults_processes import forks_allowed, needs_llvm, ones, run
 
 import optimkit
 from optimkit import SGD
@@ -24,10 +24,10 @@ print(optimkit.counters.compiles, optimkit.counters.cache_hits)
 
 
 def kernels(folder):
-    return sorted(folder.glob("*.kernel"))
+    return sorted(folder.glob("*.o"))
 
 
-@needs_numba
+@needs_llvm
 def test_row_41_a_cache_that_is_cold_warm_or_corrupt(tmp_path):
     folder = tmp_path / "cache"
 
@@ -50,32 +50,32 @@ def test_row_41_a_cache_that_is_cold_warm_or_corrupt(tmp_path):
 
 def test_row_41_damaged_files_are_no_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("a.kernel", b"code of a")
-    path = cache.folder() / "a.kernel"
+    cache.keep("a.o", b"code of a")
+    path = cache.folder() / "a.o"
     content = path.read_bytes()
     for damage in (b"", content[:20], content[:32], content[:-1], content + b"0", bytes([content[0] ^ 1]) + content[1:]):
         path.write_bytes(damage)
-        assert cache.kept("a.kernel") is None
+        assert cache.kept("a.o") is None
     path.unlink()
     path.mkdir()
-    assert cache.kept("a.kernel") is None
+    assert cache.kept("a.o") is None
 
 
 def test_row_41_a_file_counts_only_under_its_own_name(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("a.kernel", b"code of a")
-    assert cache.kept("a.kernel") == b"code of a"
+    cache.keep("a.o", b"code of a")
+    assert cache.kept("a.o") == b"code of a"
     folder = cache.folder()
-    (folder / "b.kernel").write_bytes((folder / "a.kernel").read_bytes())
-    assert cache.kept("b.kernel") is None
-    assert cache.kept("c.kernel") is None
+    (folder / "b.o").write_bytes((folder / "a.o").read_bytes())
+    assert cache.kept("b.o") is None
+    assert cache.kept("c.o") is None
 
 
 def forget_kernels():
     """Kernels in memory, as they are when a process starts."""
-    from optimkit.engines.cpu import kernels as numba
+    from optimkit.engines.cpu import kernels
 
-    numba._compiled.clear()
+    kernels._compiled.clear()
     cache._warn_once.cache_clear()
 
 
@@ -87,7 +87,7 @@ def cold_step(started):
     os._exit(0 if w.tolist() == [0.75] * 4 else 1)
 
 
-@needs_numba
+@needs_llvm
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_row_41_eight_processes_that_start_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
@@ -111,7 +111,7 @@ def full(*args):
     raise OSError(28, "No space left on device")
 
 
-@needs_numba
+@needs_llvm
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
@@ -148,13 +148,13 @@ def test_row_41_a_folder_that_cannot_be_used_gives_one_warning(tmp_path, monkeyp
 
 def test_row_41_a_read_only_folder_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("a.kernel", b"code")
+    cache.keep("a.o", b"code")
     monkeypatch.setattr(cache, "write_atomically", lambda *args: False)
     cache._warn_once.cache_clear()
-    assert cache.kept("a.kernel") == b"code"
+    assert cache.kept("a.o") == b"code"
     with pytest.warns(RuntimeWarning, match="is read-only, or full"):
-        cache.keep("b.kernel", b"code")
-    cache.keep("c.kernel", b"code")  # says nothing more
+        cache.keep("b.o", b"code")
+    cache.keep("c.o", b"code")  # says nothing more
 
 
 def test_row_41_what_killed_processes_left_is_swept(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ except ImportError:
 
 needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 
-pytestmark = pytest.mark.parametrize("engine", ["eager", "numba"])
+pytestmark = pytest.mark.parametrize("engine", ["eager", "llvm"])
 
 
 def ones(*shape):

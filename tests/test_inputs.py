@@ -13,7 +13,7 @@ import optimkit.testing
 from optimkit import Optimizer, Scalar, Transform, constant, zeros
 from optimkit.fusion.show import traffic
 
-ENGINES = ["numba", "eager"]
+ENGINES = ["llvm", "eager"]
 
 
 class Masked(Optimizer):

@@ -14,7 +14,7 @@ from optimkit import Adam, AdamW
 from optimkit.engines import threads
 from optimkit.transforms import ClipByGlobalNorm
 
-ENGINES = ["numba", "eager"]
+ENGINES = ["llvm", "eager"]
 
 
 def weights():

@@ -28,7 +28,7 @@ def test_no_optimizer_transform_or_penalty_was_forgotten():
         assert not missing, f"not in tests/optimizers.py: {sorted(cls.__name__ for cls in missing)}"
 
 
-@pytest.mark.parametrize("engine", ["numba", "eager"])
+@pytest.mark.parametrize("engine", ["llvm", "eager"])
 def test_buckets_share_their_totals(engine):
     """Dtypes and links differ, so there are five buckets; totals of totals need the same passes in all of them."""
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_buckets_share_their_totals(engine):
     assert opt.state["b.late"].t == 1
 
 
-@pytest.mark.parametrize("engine", ["numba", "eager"])
+@pytest.mark.parametrize("engine", ["llvm", "eager"])
 @pytest.mark.parametrize("name", SOME)
 def test_the_bits_do_not_depend_on_threads(name, engine):
     """Sizes above the one from which threads are used, and no multiple of any chunk."""
@@ -97,7 +97,7 @@ def view(cut, fill):
     return whole, whole[(*slices, ...)].transpose(axes)
 
 
-@pytest.mark.parametrize("engine", ["numba", "eager"])
+@pytest.mark.parametrize("engine", ["llvm", "eager"])
 @given(cut=cuts(), other=cuts())
 def test_any_strides_give_the_bits_of_contiguous_arrays(engine, cut, other):
     whole, w = view(cut, 7.0)
@@ -116,7 +116,7 @@ def test_any_strides_give_the_bits_of_contiguous_arrays(engine, cut, other):
     assert (whole == 7.0).sum() >= outside  # what lies between was not touched
 
 
-@pytest.mark.parametrize("engine", ["numba", "eager"])
+@pytest.mark.parametrize("engine", ["llvm", "eager"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gaps_between_strided_elements_stay(layout, engine):
     backend = BACKENDS[f"numpy-{engine}"]

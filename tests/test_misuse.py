@@ -129,7 +129,7 @@ def test_numpy_numbers_are_constants(root):
         def update(self, w, g, s, h, xp):
             return h.lr * root * g, {}
 
-    for engine in ("eager", "numba"):
+    for engine in ("eager", "llvm"):
         w = np.zeros(3)
         Scaled(w, engine=engine).step(np.ones(3))
         np.testing.assert_array_equal(w, -0.5 * float(root))

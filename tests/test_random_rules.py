@@ -123,7 +123,7 @@ def test_the_eager_engine_has_the_bits_of_the_oracle(dtype, expressions):
     run(expressions, "numpy-eager", dtype)
 
 
-@pytest.mark.parametrize("name", ["numpy-numba", "cupy-cuda"])
+@pytest.mark.parametrize("name", ["numpy-llvm", "cupy-cuda"])
 @settings(max_examples=4)  # each is compiled
 @given(expressions())
 def test_the_compiled_engines_have_the_bits_of_the_oracle(name, expressions):

@@ -105,7 +105,7 @@ def test_a_weight_that_is_replaced_by_one_over_a_gradient_is_seen(engine):
 
 
 def test_compiled_spans_meet_where_intervals_do():
-    looks = pytest.importorskip("optimkit.engines.cpu.fingerprints", reason="numba is not installed")
+    looks = pytest.importorskip("optimkit.engines.cpu.step", reason="llvmlite is not installed")
     rng = np.random.default_rng(0)
     seen = set()
     for n in (1, 2, 3, 10, 40):
@@ -113,7 +113,7 @@ def test_compiled_spans_meet_where_intervals_do():
         for _ in range(60):
             spans = ByteRanges(opt._run.entries)
             each = Fingerprints(spans)
-            each.compile(looks.CompiledFingerprints)
+            each.compile(looks.CompiledStep)
             starts = rng.permutation(20 * n)[: 2 * n] * 8
             spans.weights[:, 0] = starts[:n] + (1 << 46)
             spans.weights[:, 1] = spans.weights[:, 0] + rng.integers(0, 18, n)

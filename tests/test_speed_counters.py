@@ -13,7 +13,7 @@ import optimkit
 from optimkit import SGD, Adam, AdamW, Param
 from optimkit.transforms import ClipByGlobalNorm, ClipByValue
 
-numba = pytest.importorskip("numba", reason="numba is not installed")
+pytest.importorskip("llvmlite", reason="llvmlite is not installed")
 MEGABYTE = 1 << 20
 
 

@@ -122,7 +122,7 @@ def test_slots_may_be_called_as_the_kernels_own_names():
             held = vars(s)
             return 0.0 * g, {name: held[name] * 0.5 + held[names[i - 1]] for i, name in enumerate(names)}
 
-    for engine in ("numba", "eager"):
+    for engine in ("llvm", "eager"):
         opt = Odd(np.ones(3), engine=engine)
         opt.step(np.ones(3))
         for i, name in enumerate(names):

@@ -46,9 +46,9 @@ def sign_momentum(w, g, state, t):
 
 
 def test_a_users_rule_with_a_reference():
-    report = check_optimizer(SignMomentum, lr=0.5, beta=0.9, reference=sign_momentum, backends=["numpy-eager", "numpy-numba"])
-    assert report.passed == ["numpy-eager", "numpy-numba"]
-    assert str(report) == "passed: numpy-eager, numpy-numba"
+    report = check_optimizer(SignMomentum, lr=0.5, beta=0.9, reference=sign_momentum, backends=["numpy-eager", "numpy-llvm"])
+    assert report.passed == ["numpy-eager", "numpy-llvm"]
+    assert str(report) == "passed: numpy-eager, numpy-llvm"
 
 
 def test_an_optimizer_without_parameters_stands_for_its_class_and_settings():
@@ -139,8 +139,8 @@ def test_a_small_difference_is_found(inside):
 
 
 BREAKS = {
-    "the tracer": (lambda patch: patch.setattr(Traced, "__rsub__", Traced.__sub__), ["numpy-eager", "numpy-numba"]),
-    "a kernel's operation": (lambda patch: patch.setitem(cpu_text.TABLE, "subtract", "({1} - {0})"), ["numpy-numba"]),
+    "the tracer": (lambda patch: patch.setattr(Traced, "__rsub__", Traced.__sub__), ["numpy-eager", "numpy-llvm"]),
+    "a kernel's operation": (lambda patch: patch.setitem(cpu_text.TABLE, "subtract", "({1} - {0})"), ["numpy-llvm"]),
     "an eager operation": (lambda patch: patch.setitem(sliced._UFUNCS, "sign", np.negative), ["numpy-eager"]),
     "a number cast early": (lambda patch: patch.setattr(eager.EagerRunner, "_scalar", early), ["array_api_strict-eager"]),
     "the layout": (lambda patch: patch.setattr("optimkit.arrays.MemoryOrder.apply", lambda self, x: x.T), ["numpy-eager"]),
@@ -186,7 +186,7 @@ def test_a_broken_order_of_reductions_is_found(monkeypatch):
 
     monkeypatch.setattr(cpu_text, "LANES", 64)
     assert canonical.LANES == 128
-    fails(lambda: check_optimizer(Fresh, backends=["numpy-numba"]), "numpy-numba, float64: parameter ", "called by hand")
+    fails(lambda: check_optimizer(Fresh, backends=["numpy-llvm"]), "numpy-llvm, float64: parameter ", "called by hand")
 
 
 def test_a_gradient_that_is_written_is_found(monkeypatch):
@@ -221,7 +221,7 @@ def test_an_error_inside_says_where_it_ran():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: check_optimizer(SignMomentum, backends=["numpy"]), r"backends = \['numpy'\] must be some of numpy-numba"),
+        (lambda: check_optimizer(SignMomentum, backends=["numpy"]), r"backends = \['numpy'\] must be some of numpy-llvm"),
         (lambda: check_optimizer(SignMomentum, backends=[]), r"backends = \[\] must be"),
         (lambda: check_optimizer(SignMomentum, dtypes=["int32"]), r"dtypes = \['int32'\] must be a list of 'float32'"),
         (lambda: check_optimizer(SignMomentum, dtypes="float32"), "dtypes = 'float32' must be"),

@@ -33,7 +33,7 @@ def arrays(values, dtype):
     return {name: None if x is None else np.array(x, dtype) for name, x in values.items()}
 
 
-@pytest.mark.parametrize("engine", ["numba", "eager"])
+@pytest.mark.parametrize("engine", ["llvm", "eager"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_the_weights_are_those_of_the_trajectory(case, engine):
     dtype = case["dtype"]

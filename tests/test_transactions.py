@@ -12,7 +12,7 @@ import optimkit
 from optimkit import NonFiniteGradientError
 from optimkit.transforms import ClipByGlobalNorm
 
-ENGINES = ["numba", "eager"]
+ENGINES = ["llvm", "eager"]
 BAD = [np.nan, np.inf, -np.inf]
 
 

@@ -20,7 +20,7 @@ class Truths(optimkit.Optimizer):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_uniform_truths_in_kernels(dtype):
     found = []
-    for engine in ("eager", "numba"):
+    for engine in ("eager", "llvm"):
         weights = [np.ones(5, dtype), np.ones(3, dtype)]
         opt = Truths(weights, engine=engine)
         opt.step([np.array([3.0, -3.0, 1.0, 0.0, -1.0], dtype), np.array([1.0, -1.0, 0.5], dtype)])
@@ -43,7 +43,7 @@ class Decaying(optimkit.Optimizer):
 
 
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float32", "float64"), ("float64", "float32")])
-@pytest.mark.parametrize("engine", ["eager", "numba"])
+@pytest.mark.parametrize("engine", ["eager", "llvm"])
 def test_a_slot_of_the_optimizer_takes_the_numbers_of_the_first_parameter(dtypes, engine):
     """Of the first one that has a gradient, whether the parameters form one bucket or two."""
     weights = [np.ones(2, dtype) for dtype in dtypes]

@@ -255,6 +255,6 @@ class Singular(Transform):
 
 def test_linear_algebra_can_be_checked():
     """LAPACK is not asked for the singular values of NaN."""
-    backends = ["numpy-eager", "numpy-numba"]
+    backends = ["numpy-eager", "numpy-llvm"]
     report = optimkit.testing.check_transform(Singular(), backends=backends, dtypes=["float64"])
     assert report.passed == backends

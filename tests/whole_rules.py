@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimkit import Scalar, Transform, zeros
 
-ENGINES = ["numba", "eager"]
+ENGINES = ["llvm", "eager"]
 
 
 class Whole(Transform):

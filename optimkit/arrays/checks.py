@@ -34,7 +34,7 @@ def check_weight(name: str, x: Any) -> None:
 
 def check_readable(what: str, x: Any, allowed: Sequence[str] = SUPPORTED) -> None:
     """Raise unless engines can read `x`: its dtype, and memory that is what it seems to be."""
-    if isinstance(x, np.matrix | np.ma.MaskedArray):
+    if type(x) is not np.ndarray and isinstance(x, np.matrix | np.ma.MaskedArray):  # naming np.ma imports it
         raise TypeError(f"{what} is a {type(x).__name__}; pass a plain array (np.asarray(x), or x.data of a masked array)")
     check_dtype(what, x, allowed)
     library_of(x).check_readable(what, x)

@@ -14,7 +14,7 @@ import numpy as np
 
 from optimkit.bench.contestants import FLOOR, Contestant
 from optimkit.engines import threads
-from optimkit.engines.choose import numba_problem
+from optimkit.engines.choose import llvm_problem
 from optimkit.engines.cpu.kernels import compile_text
 from optimkit.engines.cpu.runner import SMALL
 from optimkit.fusion.stages import GRADIENT, Plan
@@ -23,10 +23,8 @@ BLOCK = 1 << 16  # elements that a thread takes at a time
 
 _TEXT = """\
 # a pass over memory, without arithmetic
-from numba import {real} as real
-
-from optimkit.engines.cpu.runtime import claim, load_int64, store_int64
-from optimkit.engines.cpu.runtime import load_{real} as load, store_{real} as store
+from optimkit.engines.cpu.language import claim, load_int64, store_int64
+from optimkit.engines.cpu.language import {real} as real, load_{real} as load, store_{real} as store
 
 
 def kernel(counter, total, sink, {names}):
@@ -67,7 +65,7 @@ class Pass:
         self.both = [key for key in self.writes if key in self.reads]
         self.only_read = [key for key in self.reads if key not in self.writes]
         self.blocks: Iterator[int] = iter(())
-        self._run = self._run_slices if numba_problem() else self._compiled()
+        self._run = self._run_slices if llvm_problem() else self._compiled()
 
     def __call__(self) -> None:
         self.counter[0], self.blocks = 0, iter(range(0, self.size, BLOCK))
@@ -100,7 +98,7 @@ class Pass:
     def _compiled(self) -> Callable[[int], None]:
         total = self.size if self.writes else self.size * self.arrays[0].itemsize // 8
         words = [self.counter.ctypes.data, total, self.sink.ctypes.data, *(array.ctypes.data for array in self.arrays)]
-        kernel = compile_text(self.text(), len(words))
+        kernel = compile_text(self.text(), len(words), unroll=not self.writes)
         call = kernel.held if self.size < SMALL else kernel.free
         return lambda thread: call(*words)
 

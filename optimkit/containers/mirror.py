@@ -46,13 +46,13 @@ class Mirror:
         TypeError, ValueError, KeyError
             If they do not mirror the parameters.
         """
-        values = self._read_plain(grads)
+        values = self.read_plain(grads)
         if values is not None and self._are_arrays(values):
             return values
         found = self._match(grads)
         return [found.get(name) for name in self.names]
 
-    def _read_plain(self, grads: Any) -> list[Any] | None:
+    def read_plain(self, grads: Any) -> list[Any] | None:
         """The leaves of gradients that mirror the parameters plainly; None where they have to be matched."""
         values: list[Any] = []
         if self._shapes is None:

@@ -44,7 +44,7 @@ class Param:
     Param('psi', numpy array of shape (3,), float32)
     """
 
-    __slots__ = ("__weakref__", "_data", "_place", "device", "dtype", "given_name", "grad", "library", "namespace", "shape")
+    __slots__ = ("__weakref__", "_data", "_place", "device", "dtype", "given_name", "grad", "library", "shape")
 
     def __init__(self, data: Any, grad: Any = None, name: str | None = None) -> None:
         if not (name is None or isinstance(name, str)):
@@ -71,7 +71,6 @@ class Param:
     def _describe(self, data: Any) -> None:
         self._data = data
         self.library = arrays.library(data)
-        self.namespace = arrays.namespace(data)
         self.device = arrays.device(data)
         self.dtype = arrays.dtype_name(data)
         self.shape = tuple(data.shape)
@@ -121,6 +120,11 @@ class Param:
     def described(self) -> str:
         """What it was checked as; the array may have been changed since."""
         return arrays.described(self.library, self.shape, self.dtype, self.device)
+
+    @property
+    def namespace(self) -> Any:
+        """The array API namespace of the array's library."""
+        return arrays.namespace(self._data)  # when it is asked for: that of NumPy takes longer to import than NumPy
 
     @property
     def size(self) -> int:

@@ -17,7 +17,7 @@ from optimkit import arrays
 from optimkit.containers.param import Param
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False)
 class Leaf:
     """One parameter of a tree: its name, and what stands in the container: an array, a Param, a holder."""
 
@@ -25,7 +25,7 @@ class Leaf:
     value: Any
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False)
 class Tree:
     """A container of parameters: its shape (`branches`) and the objects in it, `kind` by kind.
 

@@ -21,13 +21,13 @@ class Explain:
     def __get__(self, optimizer: Any, kind: Any) -> Callable[..., str]:
         if optimizer is None:
 
-            def explain(dtype: str = "float32", engine: str = "numba") -> str:
+            def explain(dtype: str = "float32", engine: str = "llvm") -> str:
                 """The stages and kernels of the rule for arrays of a dtype, as text.
 
                 Parameters
                 ----------
                 dtype : {"float32", "float64"}
-                engine : {"numba", "cuda"}
+                engine : {"llvm", "cuda"}
                 """
                 return explain_chain(default_rule(kind)._run.chain(), dtype, engine)
 
@@ -52,15 +52,15 @@ def explain_run(run: Run) -> str:
             return explain_chain(run.chain())
         texts = {}
         for bucket in run.build_buckets():
-            dtype, engine = bucket.entries[0].dtype, bucket.engine.name if bucket.engine.texts else "numba"
+            dtype, engine = bucket.entries[0].dtype, bucket.engine.name if bucket.engine.texts else "llvm"
             texts[id(bucket.plan), dtype, engine] = explain_plan(bucket.plan, dtype, engine)
         return "\n\n".join(texts.values())
 
 
-def explain_chain(chain: Chain, dtype: str = "float32", engine: str = "numba") -> str:
+def explain_chain(chain: Chain, dtype: str = "float32", engine: str = "llvm") -> str:
     """The plan and the kernels of a chain for arrays of a dtype, without parameters."""
     if engine not in KERNELS:
-        raise ValueError(f"engine = {engine!r} must be 'numba' or 'cuda', the engines that make kernels")
+        raise ValueError(f"engine = {engine!r} must be 'llvm' or 'cuda', the engines that make kernels")
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r} must be {' or '.join(map(repr, DTYPES))}")
     return explain_plan(plan_alone(chain, dtype), DTYPES[dtype], engine)

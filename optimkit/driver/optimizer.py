@@ -45,7 +45,7 @@ class Optimizer(Membership, base=True):
     nonfinite : {"allow", "raise", "skip"}, default "allow"
         What happens when a gradient has NaN or Inf: nothing special, `NonFiniteGradientError`, or no
         step (`result.applied` is False). With "raise" and "skip" nothing is written.
-    engine : {None, "eager", "numba", "cuda"}
+    engine : {None, "eager", "llvm", "cuda"}
         None chooses by the arrays.
     capturable : bool, default False
         Steps may be captured in a CUDA graph: update counts and numbers live on the device. The first step,

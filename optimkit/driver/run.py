@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from optimkit import arrays
 from optimkit.containers.param import Param, Where, matches
 from optimkit.containers.tree import Tree
@@ -25,6 +27,7 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.uniforms import Shared
+from optimkit.driver.steps.warm import Numbers, WarmStep
 from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform, check_where
 from optimkit.rules.numbers import coerce_number
@@ -54,14 +57,16 @@ class Run:
         Groups of values, parameters, and the containers that these stand in.
     shared : dict
         The slots that the optimizer has once, by key.
-    count : int
-        How often `step` was called.
+    counted : array
+        How often `step` was called, (1,) int64: compiled code counts there too. `count` is its value.
     ever : bool
         Whether there ever was a gradient.
     stepping : bool
         A step is under way.
     steps, gradients, watch
         What is prepared for the next step; None after a change of structure.
+    warm : WarmStep, optional
+        What takes a step where nothing is new; None where nothing can, `warm_tried` or it is not known yet.
     versions : int
         The versions of the links' structure that the steps were made for.
     captured : list
@@ -75,18 +80,29 @@ class Run:
     entries: list[Entry] = field(default_factory=list)
     roots: list[Tree] = field(default_factory=list)
     shared: Shared = field(default_factory=dict)
-    count: int = 0
+    counted: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     ever: bool = False
     stepping: bool = False
     steps: Steps | None = None
     gradients: Gradients | None = None
     watch: ContainerWatch | None = None
+    warm: WarmStep | None = None
+    warm_tried: bool = False
     versions: int = 0
     captured: list[Any] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         _living.add(self)
+
+    @property
+    def count(self) -> int:
+        """How often `step` was called."""
+        return int(self.counted[0])
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self.counted[0] = count
 
     # ---- looking up
 
@@ -193,6 +209,7 @@ class Run:
                     stacklevel=5,
                 )
             self.steps = steps
+            self.forget_warm()
             if self.gradients is not None:
                 self.gradients.settled = False  # these have seen none
         return self.steps
@@ -204,12 +221,31 @@ class Run:
             self.watch = ContainerWatch(self.entries, self.roots)
         return self.gradients, self.watch
 
+    def ready_warm(self) -> WarmStep | None:
+        """What takes warm steps, made after the first step."""
+        if self.warm is None and not self.warm_tried and self.gradients is not None and self.gradients.settled:
+            self.warm, self.warm_tried = self._make_warm(self.gradients), True
+        return self.warm
+
+    def _make_warm(self, gradients: Gradients) -> WarmStep | None:
+        make = self.steps.compiled_step() if self.steps is not None else None
+        if self.steps is None or self.watch is None or make is None:
+            return None
+        buckets, compiled = self.steps.buckets, gradients.fingerprints.compile(make)
+        numbers = [Numbers(self.step_number, self.links, bucket.groups, bucket.plan.numbers) for bucket in buckets]
+        return WarmStep.of(gradients, self.watch, buckets, compiled, numbers, self.counted)
+
+    def forget_warm(self) -> None:
+        """Steps are not warm any more."""
+        self.warm, self.warm_tried = None, False
+
     def check_versions(self) -> None:
         """Make the buckets anew where the structure of a link was changed."""
         versions = sum(link.__dict__.get("_version", 0) for link in self.links)
         if versions != self.versions:
             self.store_counts()
             self.steps, self.versions = None, versions
+            self.forget_warm()
 
     def forget(self) -> None:
         """Structure changed: what is prepared is made anew at the next step."""
@@ -217,6 +253,7 @@ class Run:
         if self.gradients is not None:
             self.ever = self.gradients.ever
         self.steps = self.gradients = self.watch = None
+        self.forget_warm()
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""

@@ -2,7 +2,8 @@
 
     take_step(run, grads, zero_grad)
 
-Until the commit nothing is written, so an error, a skipped step or Ctrl-C leaves everything as it was.
+A step in which nothing is new is left to compiled code (`steps/warm.py`), where that can take it. Until the commit
+nothing is written, so an error, a skipped step or Ctrl-C leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -22,14 +23,25 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """One step of all parameters that have a gradient. The lock of the run is held."""
     run.require_entries()
     run.refuse_in_step("step()")
+    run.stepping = True
     try:
-        run.stepping = True
+        if run.links:
+            run.check_versions()
+        warm = run.ready_warm()
+        result = warm.take(grads, zero_grad) if warm is not None else None
+        return result if result is not None else take_anew(run, grads, zero_grad)
+    finally:
+        run.stepping = False
+
+
+def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
+    """A step in which something may be new: arrays, counts, structure."""
+    try:
         gradients = adopt_weights(run)
-        run.check_versions()
         found = gradients.collect(grads, zero_grad, run.steps is None)
         steps = run.ready_steps()
         steps.lend(found)
-        settle(run, gradients)
+        gradients.settle()
         steps.fill_rows(run.step_number)
         active = steps.active  # on the host, on devices, or both
         for each in active:
@@ -46,7 +58,6 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     finally:
         if run.steps is not None:
             run.steps.take_back()
-        run.stepping = False
 
 
 def adopt_weights(run: Run) -> Gradients:
@@ -66,15 +77,6 @@ def adopt_weights(run: Run) -> Gradients:
     for place in places:
         gradients.replaced_weight(place)
     return gradients
-
-
-def settle(run: Run, gradients: Gradients) -> None:
-    """The engines have all that is new; from the next step on it is compared in compiled code, where that can be."""
-    if gradients.settled:
-        return
-    gradients.settle()
-    if gradients.fingerprints.compiled is None and run.steps is not None:
-        gradients.make = run.steps.compiled_comparison()
 
 
 def reduce(steps: HostSteps | DeviceSteps, interrupts: deferred_interrupts) -> bool:

@@ -1,7 +1,7 @@
 """Which engine runs which arrays.
 
-NumPy arrays and torch CPU tensors: numba where it is installed, else eager in slices. CuPy arrays:
-cuda. Everything else: eager. `engine="eager"`, `"numba"` or `"cuda"` forces one, or says why it can't.
+NumPy arrays and torch CPU tensors: llvm where llvmlite is installed, else eager in slices. CuPy arrays:
+cuda. Everything else: eager. `engine="eager"`, `"llvm"` or `"cuda"` forces one, or says why it can't.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from optimkit.engines.eager.sliced import SlicedRunner
 from optimkit.engines.eager.whole import EagerRunner
 from optimkit.engines.protocol import Engine
 
-KERNELS = ("numba", "cuda")  # engines that make kernels
+KERNELS = ("llvm", "cuda")  # engines that make kernels
 ENGINES = ("eager", *KERNELS)
 EAGER, SLICED = Engine("eager", EagerRunner), Engine("eager", SlicedRunner)
 
 
 @cache
 def compiling(name: str) -> Engine:
-    """An engine that makes kernels, "numba" or "cuda"; whether it can run here is another question."""
+    """An engine that makes kernels, "llvm" or "cuda"; whether it can run here is another question."""
     if name == "cuda":
         from optimkit.engines.cuda.launches import CudaLaunches
         from optimkit.engines.cuda.runner import CudaRunner
@@ -32,17 +32,19 @@ def compiling(name: str) -> Engine:
     from optimkit.engines.cpu.runner import CpuRunner
     from optimkit.engines.cpu.text import kernel_texts as cpu_texts
 
-    return Engine("numba", CpuRunner, texts=cpu_texts)
+    return Engine("llvm", CpuRunner, texts=cpu_texts)
 
 
 def check_engine(engine: Any) -> None:
     """Raise ValueError unless it is the name of an engine, or None."""
+    if engine == "numba":
+        raise ValueError("engine = 'numba' is called engine = 'llvm' now: kernels are compiled through llvmlite, without numba")
     if engine is not None and engine not in ENGINES:
         raise ValueError(f"engine = {engine!r} must be None (chosen by the arrays) or one of {', '.join(map(repr, ENGINES))}")
 
 
 @cache
-def numba_problem() -> str:
+def llvm_problem() -> str:
     """Why NumPy arrays do not run compiled; empty if they do."""
     from optimkit.engines.cpu.kernels import available
 
@@ -65,8 +67,8 @@ def choose(library: str, device: Any, forced: str | None) -> Engine:
         If the forced engine can't run them, with the reason.
     """
     on_host = library == "numpy" or (library == "torch" and str(device) == "cpu")
-    if forced == "numba" and not on_host:
-        raise ValueError(f"engine = 'numba' runs NumPy arrays and torch CPU tensors, not {library} arrays on {device}")
+    if forced == "llvm" and not on_host:
+        raise ValueError(f"engine = 'llvm' runs NumPy arrays and torch CPU tensors, not {library} arrays on {device}")
     if forced == "cuda" and library != "cupy":
         raise ValueError(f"engine = 'cuda' runs CuPy arrays, not {library} arrays on {device}")
     if library == "cupy" and forced != "eager":
@@ -78,19 +80,19 @@ def choose(library: str, device: Any, forced: str | None) -> Engine:
         return EAGER
     if forced == "eager":
         return SLICED
-    problem = numba_problem()
+    problem = llvm_problem()
     if not problem:
-        return compiling("numba")
-    if forced == "numba":
-        raise ValueError(f"engine = 'numba': {problem}")
+        return compiling("llvm")
+    if forced == "llvm":
+        raise ValueError(f"engine = 'llvm': {problem}")
     _say_once(problem)
     return SLICED
 
 
-def compiled_comparison(buckets: Iterable[tuple[str, Engine]]) -> Callable[..., Any] | None:
-    """What compares the gradients of (library, engine) pairs in compiled code: where all are NumPy's and numba is there."""
-    if any(library != "numpy" or engine.name != "numba" for library, engine in buckets):
+def compiled_step(buckets: Iterable[tuple[str, Engine]]) -> Callable[..., Any] | None:
+    """What looks at gradients and takes warm steps in compiled code: for (library, engine) pairs of NumPy's and llvm."""
+    if any(library != "numpy" or engine.name != "llvm" for library, engine in buckets):
         return None
-    from optimkit.engines.cpu.fingerprints import CompiledFingerprints, works
+    from optimkit.engines.cpu.step import CompiledStep, works
 
-    return CompiledFingerprints if works() else None
+    return CompiledStep if works() else None

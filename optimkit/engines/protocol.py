@@ -18,6 +18,10 @@ from optimkit.fusion.graph import Node
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 
 
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or loaded; the message holds its text and the compiler's log."""
+
+
 @dataclass(eq=False, repr=False)
 class Member:
     """One parameter of a bucket: its arrays by key, all in the weight's shape, seen in memory order of the weight.
@@ -60,7 +64,7 @@ class Runner(Protocol):
     """What both kinds of runner are told of arrays.
 
     `keeps_addresses`: it remembers where gradients are, and what they look like. Then `arrays_changed` is called
-    for those that look otherwise than in the step before, `gradients_moved` when others have another address. An
+    for those that look otherwise than when they were last there, `gradients_moved` when others have another address. An
     engine that does not is lent all gradients in every step.
     """
 
@@ -69,10 +73,10 @@ class Runner(Protocol):
     def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None: ...
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
-        """The weight or the gradient of these members is another array, there is none, or one again.
+        """The weight or the gradient of these members, which have one, is another array."""
 
-        All members are told of before the first step.
-        """
+    def presence_changed(self, active: np.ndarray) -> None:
+        """These members have a gradient, (members,) bool; before the first step, none has."""
 
     def gradients_moved(self, shifts: np.ndarray) -> None:
         """The gradients lie elsewhere, by so many bytes, (members,) int64; what they look like is as before."""

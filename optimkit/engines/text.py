@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optimkit.fusion.graph import Level, Node
@@ -74,18 +74,24 @@ def write_body(
     """The body of a stage's loop over elements."""
     body = Body()
     ends = [reduction.args[0] for reduction in stage.reductions] or list(stage.outputs.values())
-    uses = Counter(id(arg) for node in stage.nodes for arg in node.args)
+    write_statements(body, stage.nodes, ends, table, lambda node: _leaf(plan, node, names, literal, body))
+    return body
+
+
+def write_statements(
+    body: Body, nodes: Sequence[Node], ends: Sequence[Node], table: Mapping[str, str], leaf: Callable[[Node], str]
+) -> None:
+    """The statements that compute `ends` from operations, in their order; `leaf` is the text of what is no operation."""
+    uses = Counter(id(arg) for node in nodes for arg in node.args)
     uses.update(id(end) for end in ends)
     known: dict[int, str] = {}
 
     def expression(node: Node) -> str:
-        if id(node) in known:
-            return known[id(node)]
-        text = _leaf(plan, node, names, literal, body)
-        known[id(node)] = text
-        return text
+        if id(node) not in known:
+            known[id(node)] = leaf(node)
+        return known[id(node)]
 
-    for node in stage.nodes:
+    for node in nodes:
         template = table[node.op]
         args = []
         for place, arg in enumerate(node.args):
@@ -97,7 +103,6 @@ def write_body(
         text = template.format(*args)
         known[id(node)] = _name(body, text, node.kind) if uses[id(node)] > 1 else text
     body.ends = [expression(end) for end in ends]
-    return body
 
 
 def _name(body: Body, text: str, kind: str) -> str:

@@ -37,7 +37,7 @@ REAL, COMPLEX, BOOLEAN = "real", "complex", "boolean"
 REDUCTIONS = ("sum", "sum_of_squares", "max", "min")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Node:
     """One value: a leaf ("number", "constant", "w", "g", "slot", "input", "size"), an operation, a reduction, a call.
 

@@ -11,7 +11,7 @@ one round are one pass; totals of a round need the sums of all parameters, and n
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -88,8 +88,7 @@ def total_rounds(programs: Iterable[Program]) -> dict[Hashable, int]:
         floor = raised
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Stage:
+class Stage(NamedTuple):
     """One pass: the arrays it reads, the element nodes in order, and what it ends in.
 
     `reductions` for a stage that reduces, else `outputs` (array key to node).
@@ -98,8 +97,8 @@ class Stage:
     round: int
     nodes: tuple[Node, ...]
     reads: tuple[Hashable, ...]
-    reductions: tuple[Node, ...] = ()
-    outputs: dict[Hashable, Node] = field(default_factory=dict)
+    reductions: tuple[Node, ...]
+    outputs: dict[Hashable, Node]
 
 
 class Call(NamedTuple):

@@ -15,13 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, NamedTuple, Union
 
 Schedule = Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """The values that a number may have. Bounds are included unless they are open."""
 
     low: float = -math.inf
@@ -29,7 +28,7 @@ class Range:
     low_open: bool = False
     high_open: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
         return above and below and math.isfinite(value)

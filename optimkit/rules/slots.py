@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from optimkit.rules.numbers import as_float
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """One piece of a rule's state.
 
     Parameters
@@ -39,7 +37,7 @@ class Slot:
         if extent != "element" and self.kind in ("copy_of_weight", "constant"):
             other = "zeros or full(...)" if self.kind == "copy_of_weight" else "a field annotated Scalar"
             raise ValueError(f"{self.kind} has one value per element; use {other} for other extents")
-        return dataclasses.replace(self, extent=extent)
+        return self._replace(extent=extent)
 
     @property
     def is_constant(self) -> bool:
@@ -48,7 +46,7 @@ class Slot:
 
     def real(self) -> Slot:
         """The same slot, real also for complex weights."""
-        return dataclasses.replace(self, is_real=True)
+        return self._replace(is_real=True)
 
 
 zeros = Slot("zeros")
@@ -93,7 +91,7 @@ class ConstantSlot(Slot):
         number = as_float(value)
         if number is None:
             raise ValueError(f"constant({value!r}): it starts with a number; fill it with opt.state[name][slot][...] = array")
-        return dataclasses.replace(self, value=number)
+        return self._replace(value=number)
 
 
 constant = ConstantSlot("constant", 1.0)

@@ -111,7 +111,7 @@ def _problem(library: str, engine: str) -> str:
             importlib.import_module(library)
         except ImportError as error:
             return f"{library} can't be imported: {error}"
-    return choose.numba_problem() if engine == "numba" else ""
+    return choose.llvm_problem() if engine == "llvm" else ""
 
 
 def _strided(xp: Any, values: Any) -> Any:
@@ -151,9 +151,9 @@ _TORCH = tuple(layout for layout in LAYOUTS if "negative" not in layout)  # torc
 
 
 def _all() -> Iterator[Backend]:
-    yield Backend("numpy-numba", "numpy", "numba", layouts=LAYOUTS)
+    yield Backend("numpy-llvm", "numpy", "llvm", layouts=LAYOUTS)
     yield Backend("numpy-eager", "numpy", "eager", layouts=LAYOUTS)
-    yield Backend("torch-numba", "torch", "numba", layouts=_TORCH)
+    yield Backend("torch-llvm", "torch", "llvm", layouts=_TORCH)
     yield Backend("torch-eager", "torch", "eager", layouts=_TORCH)
     yield Backend("array_api_strict-eager", "array_api_strict", "eager")
     yield Backend("numpy-functional", "numpy", "functional")

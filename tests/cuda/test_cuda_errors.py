@@ -59,9 +59,9 @@ def test_weights_that_overlap_or_repeat(cupy: Any) -> None:
     assert np.allclose(w.get(), 0.9)
 
 
-@pytest.mark.parametrize("engine", ["numba", "cuda"])
+@pytest.mark.parametrize("engine", ["llvm", "cuda"])
 def test_engines_that_can_not_run_these_arrays(cupy: Any, engine: str) -> None:
-    w = cupy.ones(3) if engine == "numba" else np.ones(3)
+    w = cupy.ones(3) if engine == "llvm" else np.ones(3)
     with pytest.raises(ValueError, match=rf"engine = '{engine}' runs"):
         optimkit.SGD(w, lr=0.1, engine=engine).step(w)
 

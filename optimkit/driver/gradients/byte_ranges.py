@@ -17,7 +17,8 @@ class ByteRanges:
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = entries
-        self.weights, self.gradients = (np.zeros((len(entries), 2), np.int64) for _ in range(2))
+        self.table = np.zeros((2 * len(entries), 2), np.int64)  # the second half is compiled code's, for gradients
+        self.weights, self.gradients = self.table[: len(entries)], np.zeros((len(entries), 2), np.int64)
         for place in range(len(entries)):
             self.keep_weight(place)
 
@@ -26,17 +27,18 @@ class ByteRanges:
         self.weights[place] = arrays.bounds(self.entries[place].view)
 
     def keep_gradient(self, place: int, view: Any) -> int:
-        """A gradient is another array, or None; its address (0 where there is none)."""
+        """A gradient is another array; its address (0 where it has no bytes)."""
         self.gradients[place] = 0
-        if view is None or 0 in view.shape or not arrays.has_memory(view):
+        if 0 in view.shape or not arrays.has_memory(view):
             return 0
         address = arrays.address(view)
         low, high = arrays.bounds(view)
         self.gradients[place] = low - address, high - address
         return address
 
-    def meet(self, addresses: np.ndarray) -> bool:
-        """Whether any two ranges meet, with gradients at these addresses."""
-        ranges = [*self.weights.tolist(), *(self.gradients + addresses[:, None]).tolist()]
+    def meet(self, addresses: np.ndarray, present: np.ndarray) -> bool:
+        """Whether any two ranges meet, with those gradients that are present at these addresses."""
+        gradients = self.gradients + addresses[:, None]
+        ranges = [*self.weights.tolist(), *gradients[present != 0].tolist()]
         ranges = sorted(each for each in ranges if each[0] < each[1])
         return any(after[0] < before[1] for before, after in pairwise(ranges))

@@ -25,7 +25,7 @@ from optimkit.counting import counters
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.gradients import overlaps
 from optimkit.driver.gradients.byte_ranges import ByteRanges
-from optimkit.driver.gradients.fingerprints import Fingerprints, MakeCompiled
+from optimkit.driver.gradients.fingerprints import Fingerprints
 
 
 class Collected(NamedTuple):
@@ -37,6 +37,8 @@ class Collected(NamedTuple):
         By entry, None for none. `aside` are those of frozen parameters, which take no part.
     views : dict
         Those that engines have not seen, by place: checked, as engines see them, copies where they lie in a weight.
+    present : array
+        Which entries have one, (entries,) bool.
     shifts : array or None
         By how many bytes the others moved, (entries,) int64; None where engines know all that there is to know.
     sharing : set of int
@@ -46,6 +48,7 @@ class Collected(NamedTuple):
     values: list[Any]
     aside: list[Any]
     views: dict[int, Any]
+    present: np.ndarray
     shifts: np.ndarray | None
     sharing: frozenset[int]
 
@@ -68,8 +71,7 @@ class Gradients:
         self.entries = list(entries)
         self.ever, self.passed = ever, False
         self.settled = False
-        self.make: MakeCompiled | None = None  # compares in compiled code, where all arrays are NumPy's
-        self.frozen: list[int] | None = None
+        self._frozen: list[int] | None = None
         self.sharing: frozenset[int] = frozenset()
         self.ranges = ByteRanges(self.entries)
         self.fingerprints = Fingerprints(self.ranges)
@@ -89,19 +91,30 @@ class Gradients:
         self.passed = grads is not None
         if self.passed:
             self.ever = True
-        values = self.mirror.read(grads) if self.passed else self._own()
-        if self.frozen is None:
-            self.frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
-        aside = [values[place] for place in self.frozen]
+        values = self.mirror.read(grads) if self.passed else self.own()
+        frozen = self.frozen
+        aside = [values[place] for place in frozen]
         if zero:
-            self._refuse_read_only(place for place in self.frozen if arrays.is_read_only(values[place]))
-        for place in self.frozen:
+            self._refuse_read_only(place for place in frozen if arrays.is_read_only(values[place]))
+        for place in frozen:
             values[place] = None
         views = self._check(values, zero, anew)
         shifts = None if self.settled else self.fingerprints.now - self.fingerprints.before
-        return Collected(values, aside, views, shifts, self.sharing)
+        return Collected(values, aside, views, self.fingerprints.present != 0, shifts, self.sharing)
 
-    def _own(self) -> list[Any]:
+    @property
+    def frozen(self) -> list[int]:
+        """The places of frozen parameters."""
+        if self._frozen is None:
+            self._frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
+        return self._frozen
+
+    def forget_frozen(self) -> None:
+        """Other parameters are frozen now."""
+        self._frozen = None
+
+    def own(self) -> list[Any]:
+        """The gradients that stand at the parameters themselves."""
         values = [entry.param.grad for entry in self.entries]
         for place in self._holders:
             found = getattr(self.entries[place].anchor, "grad", None)
@@ -124,9 +137,7 @@ class Gradients:
     def _check(self, values: list[Any], zero: bool, anew: bool) -> dict[int, Any]:
         """The views, by place, of gradients that engines have not seen; the rest only moved."""
         compared = self.settled = self.settled and not anew
-        if compared and self.make is not None and self.fingerprints.compiled is None:
-            self.fingerprints.compile(self.make)
-        others = self.fingerprints.compare(values) if compared else list(range(len(values)))
+        others = self.fingerprints.compare(values) if compared else self.fingerprints.all_new(values)
         if zero:
             self._refuse_read_only(self.fingerprints.read_only(values, compared))
         if not others and compared and not self.fingerprints.moved:
@@ -140,8 +151,6 @@ class Gradients:
         return views
 
     def _view(self, place: int, value: Any) -> Any:
-        if value is None:
-            return None
         counters.gradients_checked += 1
         check_gradient(self.entries[place].name, self.entries[place].param, value)
         return arrays.view(value)
@@ -161,12 +170,13 @@ class Gradients:
             every[place] = every[place].copy()
             self.fingerprints.keep(place, UNSEEN)
         self.sharing = frozenset(copies | shared)
-        return {**dict.fromkeys(range(len(values))), **every}
+        return every
 
     def settle(self) -> None:
         """Engines have what `collect` gave and know what moved."""
-        self.fingerprints.settle()
-        self.settled = True
+        if not self.settled:
+            self.fingerprints.settle()
+            self.settled = True
 
 
 def own_gradient(entry: Entry) -> Any:

@@ -4,8 +4,10 @@ An array with the fingerprint of the one before, at another address, needs no ch
 
     others = fingerprints.compare(values)              # these have another one, and have to be checked
     fingerprints.now - fingerprints.before             # how far the rest moved
+    fingerprints.present                               # which places have one at all
 
-Every gradient is looked at in every step: one that was freed, resized or given another shape in place is seen.
+A place keeps its fingerprint while it has no gradient: sets of gradients that take turns are checked once. Every gradient
+is looked at in every step: one that was freed, resized or given another shape in place is seen.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from optimkit.driver.gradients.byte_ranges import ByteRanges
 
 
 class Compiled(Protocol):
-    """The comparison in compiled code, for NumPy arrays."""
+    """Looks and warm steps in compiled code, for NumPy arrays (`engines/cpu/step.py`)."""
 
     moved: bool
     meet: bool
@@ -30,49 +32,66 @@ class Compiled(Protocol):
 
     def compare(self, values: list[Any]) -> list[int]: ...
 
+    def serve(self, buckets: Sequence[tuple[Any, ...]], steps: np.ndarray) -> bool: ...
 
-MakeCompiled = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Compiled]
+    def run(self, values: list[Any], zero: bool) -> bool: ...
+
+    def prepare(self, values: list[Any], zero: bool) -> bool: ...
+
+    def count(self) -> None: ...
 
 
 class Fingerprints:
-    """The fingerprints of gradients, None where there was none; their addresses and `ranges` say whether they share memory."""
+    """The fingerprints of gradients; their addresses and `ranges` say whether they share memory."""
 
     def __init__(self, ranges: ByteRanges) -> None:
         n = len(ranges.entries)
         self.ranges = ranges
         self.seen: list[Fingerprint] = [UNSEEN] * n
-        self.before, self.now = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self.moved = False  # whether some array with the same fingerprint is at another address
+        self.before, self.now, self.present = (np.zeros(n, np.int64) for _ in range(3))
+        self.moved = False  # whether some array with the same fingerprint has come, has gone, or is at another address
         self.compiled: Compiled | None = None
 
-    def compile(self, make: MakeCompiled) -> None:
+    def compile(self, make: Callable[..., Compiled]) -> Compiled:
         """Compare in compiled code from now on."""
-        self.compiled = make(self.before, self.now, self.ranges.weights, self.ranges.gradients)
+        self.compiled = make(self.before, self.now, self.present, self.ranges.gradients, self.ranges.table)
         for place, seen in enumerate(self.seen):
             self.compiled.keep(place, seen)
+        return self.compiled
 
     def compare(self, values: list[Any]) -> list[int]:
         """The places of the gradients with another fingerprint than before; `now` has the addresses of the rest."""
         if self.compiled is not None:
             others = self.compiled.compare(values)
             self.moved = self.compiled.moved
+            self.present[:] = [x is not None for x in values]
             return others
         now, others = self.before.tolist(), []
         for place, (before, x) in enumerate(zip(self.seen, values, strict=True)):
             seen, address = fingerprint(x)
+            if x is None:
+                continue
             if seen == before and seen is not UNSEEN:
                 now[place] = address
             else:
                 others.append(place)
         self.now[:] = now
-        self.moved = bool((self.now != self.before).any())
+        present = np.array([x is not None for x in values], np.int64)
+        self.moved = bool((self.now != self.before).any() or (self.present != present).any())
+        self.present[:] = present
         return others
+
+    def all_new(self, values: list[Any]) -> list[int]:
+        """The places of all gradients, where none is known to engines."""
+        self.now[:] = self.before
+        self.present[:] = [x is not None for x in values]
+        return np.flatnonzero(self.present).tolist()
 
     def meet(self, compared: bool) -> bool:
         """Whether some array's memory may be that of another gradient or weight."""
         if compared and self.compiled is not None:
             return self.compiled.meet
-        return self.ranges.meet(self.now)
+        return self.ranges.meet(self.now, self.present)
 
     def keep(self, place: int, x: Any, address: int = 0) -> None:
         """A gradient was checked: this is its fingerprint now. UNSEEN: check it again in the next step."""

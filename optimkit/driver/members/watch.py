@@ -8,7 +8,7 @@ checked before the first is taken over, so that after an error nothing is traine
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from operator import getitem, is_
+from operator import attrgetter, getitem, is_
 from typing import Any
 
 from optimkit import arrays
@@ -17,6 +17,8 @@ from optimkit.containers.param import Param
 from optimkit.containers.tree import Tree, data_of, is_leaf, list_items
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.gradients.overlaps import check_weights
+
+_data_of = attrgetter("param._data")  # not `data`: a property would be a call of Python for each
 
 
 class ContainerWatch:
@@ -55,6 +57,8 @@ class ContainerWatch:
             If something can't be adopted, or a parameter was removed or added behind the optimizer's back.
             Nothing is adopted then.
         """
+        if self.unchanged():
+            return []
         pending: dict[Entry, Any] = {}
         moves: list[tuple[Tree, Any, dict[Any, Any]]] = []
         if not self._as_before():
@@ -75,6 +79,17 @@ class ContainerWatch:
         found = self._check(pending)
         self._take(pending, moves)
         return found
+
+    def unchanged(self) -> bool:
+        """Whether the same stands everywhere as before."""
+        if not self._as_before() or not all(map(is_, map(_data_of, self.params), self.seen)):
+            return False
+        if any(entry.anchor.data is not entry.param.data for entry in self.holders):
+            return False
+        return all(
+            library.addresses(data) == [entry.address for entry in entries]
+            for library, (entries, data) in self.rebindable.items()
+        )
 
     def watch(self, entry: Entry) -> None:
         """The caller has the entry's Param, and may set its data."""

@@ -67,27 +67,30 @@ class Bucket:
 
     # ---- arrays that come and go
 
-    def lend(self, views: Mapping[int, Any], shifts: np.ndarray, sharing: Collection[int]) -> None:
+    def lend(self, views: Mapping[int, Any], shifts: np.ndarray, present: np.ndarray, sharing: Collection[int]) -> None:
         """Lend the engine the gradients that it has not seen, by place; the others moved by so many bytes.
 
-        They are checked, in the weight's shape, None for none. Those in `sharing` share memory: no pass may zero them.
+        They are checked, in the weight's shape. `present` says which places have one. Those in `sharing` share memory: no
+        pass may zero them.
         """
         if self.runner.keeps_addresses:
             self.runner.gradients_moved(shifts[self.places])
         numbers = []
         for place, view in views.items():
             number = self._number_of.get(place)
-            if number is None:
-                continue
-            numbers.append(number)
-            self._lend(number, view)
-            self.members[number].zero_in_pass = place not in sharing
-            if self.active[number] != (view is not None):
-                self.active[number] = view is not None
-                self.n_active += 1 if view is not None else -1
-                self._sorted = False
+            if number is not None:
+                numbers.append(number)
+                self._lend(number, view)
+                self.members[number].zero_in_pass = place not in sharing
         if numbers:
             self.runner.arrays_changed(numbers)
+        self.set_active(present[self.places])
+
+    def set_active(self, active: np.ndarray) -> None:
+        """Which members have a gradient, (members,) bool."""
+        if not np.array_equal(active, self.active):
+            self.active, self.n_active, self._sorted = active, int(active.sum()), False
+            self.runner.presence_changed(active)
 
     def lend_all(self, values: Sequence[Any]) -> None:
         """Lend all gradients, to who keeps no addresses: an eager engine, or a call of whole arrays."""
@@ -97,10 +100,7 @@ class Bucket:
 
     def _lend(self, number: int, view: Any) -> None:
         member = self.members[number]
-        if view is None:
-            member.arrays.pop(GRADIENT, None)
-        else:
-            member.arrays[GRADIENT] = self.entries[number].in_order(view)
+        member.arrays[GRADIENT] = self.entries[number].in_order(view)
         self._lent.append(member)
 
     def take_back(self) -> None:
@@ -135,6 +135,11 @@ class Bucket:
             if group not in numbers:
                 numbers[group] = [value(self.groups[group], key) for key in plan.numbers]
             tables.rows[row] = plan.host(numbers[group], t + 1)
+
+    def stepped_elsewhere(self, present: np.ndarray) -> None:
+        """Steps were taken in compiled code: counts have changed, and which places have a gradient."""
+        self.active = present[self.places]
+        self.n_active, self._sorted = int(self.active.sum()), False
 
     def count_up(self) -> None:
         """The step was applied: one more update for each parameter that took part, counted here or on the device."""

@@ -13,7 +13,7 @@ from optimkit.driver.steps.device import DeviceSteps
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.host import HostSteps
 from optimkit.driver.steps.uniforms import Shared, ensure_shared
-from optimkit.engines.choose import choose, compiled_comparison
+from optimkit.engines.choose import choose, compiled_step
 from optimkit.engines.protocol import Engine
 from optimkit.fusion.stages import total_rounds
 from optimkit.rules.chain import Chain
@@ -112,7 +112,7 @@ class Steps:
         """Hand the gradients of a step to the engines, as far as they have not seen them."""
         for bucket in self.buckets:
             if found.shifts is not None:
-                bucket.lend(found.views, found.shifts, found.sharing)
+                bucket.lend(found.views, found.shifts, found.present, found.sharing)
             if bucket.plan.calls or not bucket.runner.keeps_addresses:
                 bucket.lend_all(found.values)
 
@@ -127,9 +127,9 @@ class Steps:
             if bucket.n_active:
                 bucket.fill_rows(value)
 
-    def compiled_comparison(self) -> Callable[..., Any] | None:
-        """What compares gradients in compiled code, where all are NumPy's."""
-        return compiled_comparison((bucket.library.name, bucket.engine) for bucket in self.buckets)
+    def compiled_step(self) -> Callable[..., Any] | None:
+        """What takes warm steps in compiled code, where all arrays are NumPy's."""
+        return compiled_step((bucket.library.name, bucket.engine) for bucket in self.buckets)
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""

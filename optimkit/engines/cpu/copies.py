@@ -19,15 +19,13 @@ LAYOUT = Columns("axes", "stored", "computed")
 # Adds the units of each parameter in the canonical order.
 _FINISH = f"""\
 # the values of the units of each parameter become one value of the parameter
-import math
-
-from optimkit.engines.cpu.runtime import load_float64, load_int64 as word, store_float64
+from optimkit.engines.cpu.language import inf, load_float64, load_int64 as word, store_float64
 
 # words of the job, and columns of a parameter's entry
 @NAMES
 
 
-def merge(operation, lane, value):
+def merge(operation, lane, value: float64):
     a = load_float64(lane, 0)
     if operation == {OPERATIONS["sum"]}:
         a = a + value
@@ -47,13 +45,16 @@ def kernel(job):
         units = 0 if word(entry, FLAGS) & {ABSENT} else (word(entry, SIZE) + {UNIT - 1}) // {UNIT}
         for r in range(count):
             operation = word(operations, r)
-            start = 0.0 if operation == {OPERATIONS["sum"]} else (-math.inf if operation == {OPERATIONS["max"]} else math.inf)
-            for lane in range({LANES}):
+            start = 0.0 if operation == {OPERATIONS["sum"]} else (-inf if operation == {OPERATIONS["max"]} else inf)
+            width = {LANES}
+            while width // 2 >= units and width > 1:
+                width //= 2
+            for lane in range(width):
                 store_float64(lanes, lane, start)
             for unit in range(units):
                 value = load_float64(partials, (word(entry, FIRST_UNIT) + unit) * count + r)
                 merge(operation, lanes + {WORD} * (unit % {LANES}), value)
-            half = {LANES // 2}
+            half = width // 2
             while half:
                 for lane in range(half):
                     merge(operation, lanes + {WORD} * lane, load_float64(lanes, lane + half))
@@ -64,11 +65,8 @@ FINISH = _FINISH.replace("@NAMES", "\n".join(columns.text(str.upper, _FINISH) fo
 
 _COPY = """\
 # a chunk of a strided array to or from a dense buffer
-from numba import {kinds}
-
-from optimkit.engines.cpu.runtime import {loads}
-from optimkit.engines.cpu.runtime import {stores}
-from optimkit.engines.cpu.runtime import load_int64 as word
+from optimkit.engines.cpu.language import {kinds}, {loads}
+from optimkit.engines.cpu.language import load_int64 as word, {stores}
 
 {layout}
 LENGTHS = {first}

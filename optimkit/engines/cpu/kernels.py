@@ -1,106 +1,208 @@
-"""From texts to compiled kernels: in memory, on disk, or compiled by numba.
+"""From texts to compiled kernels: in memory, on disk, or compiled by LLVM.
 
-A kernel is compiled once for a rule's structure and dtype, and kept on disk as object code with a checksum.
+A kernel is compiled once for a rule's structure and dtype, and kept on disk as object code, bytes with a checksum.
+All that calls LLVM runs on a thread of its own, to which no signal comes: Ctrl-C ends the wait for it, not the work.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import importlib.resources
-import linecache
-import pickle
-import platform
+import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from optimkit.counting import counters
 from optimkit.engines import disk
+from optimkit.engines.protocol import KernelError
+
+Result = TypeVar("Result")
 
 _compiled: dict[tuple[str, int], Kernel] = {}
-_compile_lock = threading.RLock()
+_lock = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # no child is born while LLVM is at work, whose locks nobody there would release
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Kernel:
     """Compiled code: `free` gives up the GIL while it runs, `held` keeps it."""
 
-    def __init__(self, address: int, words: int, keep: Any) -> None:
+    def __init__(self, address: int, words: int) -> None:
         kinds = [ctypes.c_int64] * words
-        self.address, self._keep = address, keep
+        self.address = address
         self.free: Callable[..., None] = ctypes.CFUNCTYPE(None, *kinds)(address)
         self.held: Callable[..., None] = ctypes.PYFUNCTYPE(None, *kinds)(address)
 
 
+@cache
 def available() -> str:
-    """Why numba can't be used here; empty if it can."""
+    """Why kernels can't be compiled here; empty if they can."""
     try:
-        import numba  # noqa: F401
+        on_own_thread(_llvm)
     except ImportError as error:
-        return f"numba can't be imported ({error}); pip install 'optimkit[numba]'"
-    except Exception as error:  # numba refuses NumPy versions that it does not know with various errors
-        return f"numba does not work with this NumPy {np.__version__}: {error}"
+        return f"llvmlite can't be imported ({error}); pip install 'optimkit[cpu]'"
+    except Exception as error:  # a library that does not load, or a processor that LLVM has no target for
+        return f"llvmlite does not work here: {error}"
     return ""
+
+
+def compile_text(text: str, words: int = 1, unroll: bool = False) -> Kernel:
+    """The kernel of a text: from memory, from disk, or compiled.
+
+    Parameters
+    ----------
+    text : str
+        Its function `kernel` is called.
+    words : int
+        How many words that takes.
+    unroll : bool
+        Unroll its loops: what reduces gains a tenth (measured), what only writes nothing, and takes longer to compile.
+
+    Raises
+    ------
+    KernelError
+        If it is not in the language, or LLVM refuses it; the message holds the text.
+    """
+    kernel = _compiled.get((text, words))
+    return kernel if kernel is not None else on_own_thread(lambda: _find(text, words, unroll))
+
+
+def on_own_thread(work: Callable[[], Result]) -> Result:
+    """What `work` gives, or raises, on a thread of its own: it is not interrupted, and what it began is there afterwards."""
+    found: list[Result] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="optimkit-compile")
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no more threads, or the interpreter is about to end
+        return work()
+    thread.join()
+    if raised:
+        raise raised[0]
+    return found[0]
+
+
+def _find(text: str, words: int, unroll: bool) -> Kernel:
+    with _lock:
+        kernel = _compiled.get((text, words))
+        if kernel is None:
+            key = disk.digest(text, _environment(), str(unroll))
+            kernel = _compiled[text, words] = Kernel(_llvm().load(key, _object(text, key, unroll)), words)
+        return kernel
+
+
+def _object(text: str, key: str, unroll: bool) -> bytes:
+    """Object code from disk, or compiled, and kept there."""
+    code = disk.kept(f"{key}.o")
+    if code is not None:
+        counters.cache_hits += 1
+        return code
+    from optimkit.engines.cpu.lower import lower
+
+    if not counters.compiles:
+        _say_first()
+    counters.compiles += 1
+    try:
+        code = _llvm().compile(lower(text), key, unroll)
+    except (RuntimeError, SyntaxError) as error:
+        raise KernelError(f"a kernel can't be compiled: {error}\n{text}") from error
+    disk.keep(f"{key}.o", code)
+    return code
+
+
+def _say_first() -> None:
+    import logging  # costs a tenth of a warm start, and is not needed there
+
+    logging.getLogger("optimkit").info(
+        "compiling kernels for the first time: some tenths of a second, once for each rule and dtype; kept in %s",
+        disk.folder_path(),
+    )
+
+
+class _Llvm:
+    """LLVM for this processor, and the code that it has loaded."""
+
+    def __init__(self) -> None:
+        from llvmlite import binding
+
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        self.binding = binding
+        self.processor, self.features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+        self.triple = binding.get_process_triple()
+        self.machine = self._make_machine()
+        self.engine = binding.create_mcjit_compiler(binding.parse_assembly(""), self._make_machine())
+        self._find_libm()
+
+    def _make_machine(self) -> Any:
+        target = self.binding.Target.from_triple(self.triple)
+        return target.create_target_machine(cpu=self.processor, features=self.features, opt=2, jit=True)
+
+    def _find_libm(self) -> None:
+        """Functions of the C library that the process does not show to LLVM."""
+        from optimkit.engines.cpu.language import FLOAT32, FLOAT64, LIBM, symbol
+
+        missing = [symbol(name, kind) for name in LIBM for kind in (FLOAT32, FLOAT64)]
+        missing = [name for name in missing if not self.binding.address_of_symbol(name)]
+        library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None) if missing else None
+        for name in missing:
+            function = getattr(library, name, None) or getattr(library, "_" + name, None)  # Windows: _hypotf
+            if function is not None:
+                self.binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
+
+    def compile(self, source: str, key: str, unroll: bool) -> bytes:
+        """Object code whose function is called by the key."""
+        binding = self.binding
+        module = binding.parse_assembly(source)
+        module.triple, module.data_layout = self.triple, str(self.machine.target_data)
+        module.get_function("kernel").name = _symbol(key)
+        module.verify()
+        options = binding.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization, options.slp_vectorization, options.loop_unrolling = True, False, unroll
+        builder = binding.create_pass_builder(self.machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return self.machine.emit_object(module)  # type: ignore[no-any-return]
+
+    def load(self, key: str, code: bytes) -> int:
+        """The address of the function of object code."""
+        address: int = self.engine.get_function_address(_symbol(key))
+        if not address:
+            self.engine.add_object_file(self.binding.ObjectFileRef.from_data(code))
+            self.engine.finalize_object()
+            address = self.engine.get_function_address(_symbol(key))
+        return address
+
+
+def _symbol(key: str) -> str:
+    return f"optimkit_{key}"
+
+
+@cache
+def _llvm() -> _Llvm:
+    return _Llvm()
 
 
 @cache
 def _environment() -> str:
-    """All that object code depends on besides its text: versions, processor, our helpers."""
+    """All that object code depends on besides its text: the processor, LLVM, and how we use it."""
     import llvmlite
-    import numba
-    from llvmlite import binding
 
-    helpers = importlib.resources.files("optimkit.engines.cpu").joinpath("runtime.py").read_text()
-    features = binding.get_host_cpu_features().flatten()
-    versions = (numba.__version__, llvmlite.__version__, platform.python_version(), np.__version__, platform.machine())
-    return "\n".join((*versions, binding.get_host_cpu_name(), features, helpers))
+    llvm = _llvm()
+    version = ".".join(map(str, llvm.binding.llvm_version_info))
+    sources = [_source(name) for name in ("language", "assembly", "expressions", "lower", "kernels")]
+    return "\n".join((llvmlite.__version__, version, llvm.triple, llvm.processor, llvm.features, *sources))
 
 
-def compile_text(text: str, words: int = 1) -> Kernel:
-    """The kernel of a text: from memory, from disk, or compiled."""
-    with _compile_lock:
-        kernel = _compiled.get((text, words))
-        if kernel is None:
-            key = disk.digest(text, _environment(), str(words))
-            kernel = _load(key, words) or _compile(text, key, words)
-            _compiled[text, words] = kernel
-        return kernel
-
-
-def _load(key: str, words: int) -> Kernel | None:
-    """A kernel from disk; None if there is none, or not one that can be trusted."""
-    payload = disk.kept(f"{key}.kernel")
-    if payload is None:
-        return None
-    try:
-        from numba.core.registry import cpu_target
-
-        name, state = pickle.loads(payload)
-        library = cpu_target.target_context.codegen().unserialize_library(state)
-        kernel = Kernel(library.get_pointer_to_function(name), words, library)
-    except (ImportError, AttributeError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError):
-        return None
-    counters.cache_hits += 1
-    return kernel
-
-
-def _compile(text: str, key: str, words: int) -> Kernel:
-    import numba
-
-    counters.compiles += 1
-    filename = f"<optimkit kernel {key}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    scope: dict[str, Any] = {"__name__": f"optimkit_kernel_{key}"}
-    exec(compile(text, filename, "exec"), scope)
-    for name in ("merge", "swap", "sink"):  # what kernels call
-        if name in scope:
-            scope[name] = numba.njit(error_model="numpy")(scope[name])
-    signature = numba.void(*[numba.int64] * words)
-    function = numba.cfunc(signature, error_model="numpy")(scope["kernel"])
-    with contextlib.suppress(AttributeError, RuntimeError):  # numba keeps these names private; without them, memory
-        state = function._library.serialize_using_object_code()
-        disk.keep(f"{key}.kernel", pickle.dumps((function._wrapper_name, state)))
-    return Kernel(function.address, words, function)
+def _source(name: str) -> str:
+    path = os.path.join(os.path.dirname(__file__), f"{name}.py")
+    return __loader__.get_data(path).decode()  # type: ignore[name-defined,no-any-return]

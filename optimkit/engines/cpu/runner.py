@@ -44,10 +44,11 @@ class CpuRunner:
         self.strided = (*STRIDED, *(key for key, found in others.items() if any(where.geometry for where in found)))
         self.columns = entry_columns(plan, self.strided)
         texts = [kernel_text(plan, number, dtype, self.strided) for number in range(len(plan.stages))]
-        self.kernels = [compile_text(text) for text in texts]
+        unroll = [bool(stage.reductions) for stage in plan.stages]
+        self.kernels = [compile_text(text, unroll=each) for text, each in zip(texts, unroll, strict=True)]
         self.finish = compile_text(FINISH) if plan.reducing else None
         sizes = [member.size for member in members]
-        self.total = sum(sizes)
+        self.threaded = sum(sizes) >= SMALL
         units = [-(-size // UNIT) for size in sizes]
         self.table = np.zeros((len(members), len(self.columns)), np.int64)
         self.table[:, self.columns.size] = sizes
@@ -55,7 +56,7 @@ class CpuRunner:
         chunks = [(p, start) for p, size in enumerate(sizes) for start in range(0, size, CHUNK)]
         self.chunks = np.array(chunks, np.int64).reshape(-1, 2)
         self.counter = np.zeros(1, np.int64)
-        self.rows = np.zeros((0, len(plan.hosts)), self.compute)
+        self.rows = np.zeros((len(members), len(plan.hosts)), self.compute)  # at most one for each member
         self.uniforms = np.zeros((len(members), len(plan.uniforms)), self.compute)
         most = max((len(stage.reductions) for stage in plan.stages), default=0)
         self.partials = np.zeros((sum(units), most))
@@ -64,6 +65,7 @@ class CpuRunner:
         self.jobs: list[np.ndarray] = []
         self.addresses: list[int] = []
         self.workers, self.copy = 1, 0
+        self._make_job(0)
         self.reductions = {number: _Reductions(len(members), plan.stages[number]) for number in plan.reducing}
         self.gathered = np.zeros(len(members), np.int64)  # bits of the flags that stay: those of slots
         for key, found in others.items():
@@ -80,39 +82,41 @@ class CpuRunner:
         self.table[p, self.columns.layout[key]] = layout.ctypes.data
         if not self.copy:
             self.copy = compile_text(COPY, 6).address
-            self.jobs.clear()
+            for job in self.jobs:
+                job[JOB.copy] = self.copy
         return self.columns.bit[key]
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
         for p in numbers:
             member = self.members[p]
             flags = int(self.gathered[p]) | (ZERO_G if member.zero_in_pass else 0)
+            flags |= int(self.table[p, self.columns.flags]) & ABSENT
             flags |= self._place(p, WEIGHT, Placement.of(member.weight))
-            if member.gradient is None:
-                flags |= ABSENT
-            else:
-                flags |= self._place(p, GRADIENT, Placement.of(member.gradient))
+            flags |= self._place(p, GRADIENT, Placement.of(member.gradient))
             self.table[p, self.columns.flags] = flags
+
+    def presence_changed(self, active: np.ndarray) -> None:
+        flags = self.table[:, self.columns.flags]
+        self.table[:, self.columns.flags] = (flags & ~ABSENT) | ABSENT * ~active
 
     def gradients_moved(self, shifts: np.ndarray) -> None:
         self.table[:, self.columns.address[GRADIENT]] += shifts
 
     def prepare(self, tables: Tables) -> None:
-        if self.rows.shape != tables.rows.shape:
-            self.rows = np.zeros(tables.rows.shape, self.compute)
-            self.jobs.clear()
-            tables.rows_changed = True
         if tables.rows_changed:
-            self.rows[...] = tables.rows
+            self.rows[: len(tables.rows)] = tables.rows
         if tables.row_of_changed:
             self.table[:, self.columns.row] = tables.row_of
         tables.rows_changed = tables.row_of_changed = False
-        self.workers = 1 if self.total < SMALL else min(threads.get_num_threads(), len(self.chunks))
-        while len(self.jobs) < self.workers:
-            self.jobs.append(self._make_job(len(self.jobs)))
-            self.addresses = [job.ctypes.data for job in self.jobs]
+        self.ready_threads()
 
-    def _make_job(self, thread: int) -> np.ndarray:
+    def ready_threads(self) -> None:
+        """A job for each thread that the next call may use."""
+        self.workers = 1 if not self.threaded else min(threads.get_num_threads(), len(self.chunks))
+        for thread in range(len(self.jobs), self.workers):
+            self._make_job(thread)
+
+    def _make_job(self, thread: int) -> None:
         """The words of a thread's job that do not change from stage to stage."""
         if len(self.scratch) <= thread:
             self.scratch.append(np.zeros(self.scratch_words))
@@ -123,23 +127,24 @@ class CpuRunner:
         job[JOB.entry_bytes], job[JOB.copy] = WORD * len(self.columns), self.copy
         job[JOB.rows], job[JOB.uniforms] = self.rows.ctypes.data, self.uniforms.ctypes.data
         job[JOB.partials] = self.partials.ctypes.data
-        return job
+        self.jobs.append(job)
+        self.addresses.append(job.ctypes.data)
 
-    def _run(self, number: int, tables: Tables, zero: bool = False) -> None:
-        if self.plan.uniforms:
-            self.uniforms[...] = tables.uniforms
+    def run(self, number: int, zero: bool = False) -> None:
+        """Run a stage, on as many threads as there is work for."""
         kernel, addresses = self.kernels[number], self.addresses
         self.counter[0] = 0
         for job in self.jobs:
             job[JOB.zero] = zero
         if self.workers == 1:
-            (kernel.held if self.total < SMALL else kernel.free)(addresses[0])
+            (kernel.free if self.threaded else kernel.held)(addresses[0])
         else:
             free = kernel.free
             threads.run(lambda thread: free(addresses[thread]), self.workers)
 
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
-        self._run(number, tables)
+        self._take_uniforms(tables)
+        self.run(number)
         reductions = self.reductions[number]
         job = self.jobs[0]
         job[JOB.results], job[JOB.operations], job[JOB.count] = reductions.words
@@ -148,7 +153,13 @@ class CpuRunner:
         return reductions.results
 
     def fill(self, number: int, tables: Tables) -> None:
-        self._run(number, tables)
+        self._take_uniforms(tables)
+        self.run(number)
 
     def commit(self, tables: Tables, zero: bool) -> None:
-        self._run(len(self.kernels) - 1, tables, zero)
+        self._take_uniforms(tables)
+        self.run(len(self.kernels) - 1, zero)
+
+    def _take_uniforms(self, tables: Tables) -> None:
+        if self.plan.uniforms:
+            self.uniforms[...] = tables.uniforms

@@ -8,11 +8,13 @@ scratch memory, a chunk at a time (`copies`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
 from optimkit.arrays import DType
 from optimkit.engines.canonical import IDENTITY, LANES, UNIT
+from optimkit.engines.cpu.language import CONSTANTS, FUNCTIONS
 from optimkit.engines.tables import Columns, Entry
 from optimkit.engines.text import OPERATORS, Body, identifiers, indent, write_body
 from optimkit.fusion.graph import BOOLEAN, Node
@@ -34,16 +36,16 @@ TABLE = OPERATORS | {
     "sign": "({0} if {0} != {0} else (real(1.0) if {0} > 0 else (real(-1.0) if {0} < 0 else real(0.0))))",
     "minimum": "({0} if ({0} < {1}) | ({0} != {0}) else {1})",
     "maximum": "({0} if ({0} > {1}) | ({0} != {0}) else {1})",
-    "floor": "np.floor({0})",
-    "ceil": "np.ceil({0})",
-    "round": "np.rint({0})",
-    "exp": "math.exp({0})",
-    "expm1": "math.expm1({0})",
-    "log": "math.log({0})",
-    "log1p": "math.log1p({0})",
-    "tanh": "math.tanh({0})",
-    "hypot": "math.hypot({0}, {1})",
-    "power": "({0} ** {1})",
+    "floor": "floor({0})",
+    "ceil": "ceil({0})",
+    "round": "rint({0})",
+    "exp": "exp({0})",
+    "expm1": "expm1({0})",
+    "log": "log({0})",
+    "log1p": "log1p({0})",
+    "tanh": "tanh({0})",
+    "hypot": "hypot({0}, {1})",
+    "power": "pow({0}, {1})",
     "isfinite": "(({0} - {0}) == 0)",
     "logical_and": "({0} & {1})",
     "logical_or": "({0} | {1})",
@@ -55,14 +57,8 @@ TABLE = OPERATORS | {
 _HEAD = """\
 # {title}
 # {traffic}
-import math
-from math import sqrt
-
-import numpy as np
-from numba import float64, {real} as real
-
-from optimkit.engines.cpu.runtime import call_copy, claim, load_float64, store_float64
-from optimkit.engines.cpu.runtime import load_int64 as word, load_{cpu} as load, store_{cpu} as store
+from optimkit.engines.cpu.language import {names}
+from optimkit.engines.cpu.language import {real} as real, load_{cpu} as load, load_int64 as word, store_{cpu} as store
 
 # words of the job; columns of a parameter's entry, and bits of its flags
 {job}
@@ -110,11 +106,16 @@ def kernel_text(plan: Plan, number: int, dtype: DType, strided: tuple[Hashable, 
     return _Kernel(plan, number, dtype, strided).text()
 
 
+def used_names(kernel: str) -> str:
+    """The names of the language that a text uses."""
+    return ", ".join(name for name in (*FUNCTIONS, *CONSTANTS) if re.search(rf"\b{name}\b", kernel))
+
+
 def _literal(node: Node) -> str:
     if node.kind == BOOLEAN:
         return repr(bool(node.key))
     text = repr(float(node.key))  # type: ignore[arg-type]
-    return f"real({'math.' + text if text in ('inf', 'nan') else '-math.inf' if text == '-inf' else text})"
+    return f"real({text})"
 
 
 class _Kernel:
@@ -139,6 +140,7 @@ class _Kernel:
         head = _HEAD.format(
             title=f"{plan.program.name}, {dtype.name}, stage {self.number + 1} of {len(plan.stages)}",
             traffic=f"{read} bytes read, {written} written per element",
+            names=used_names(kernel),
             real=dtype.compute,
             cpu=dtype.cpu,
             job=JOB.text(str.upper, kernel),
@@ -178,7 +180,7 @@ class _Kernel:
 
     def _copy(self, name: str, mode: int) -> str:
         """A chunk of an array to scratch memory (0), from there (1), or filled with zeros (2)."""
-        return f"call_copy(copy, word(entry, {name}_layout), {name}_data, start, n, p_{name}, {mode})"
+        return f"call(copy, word(entry, {name}_layout), {name}_data, start, n, p_{name}, {mode})"
 
     def _loads(self) -> list[str]:
         return [f"{self.names[key]} = load(p_{self.names[key]}, i)" for key in self.stage.reads]
@@ -222,8 +224,9 @@ class _Kernel:
             inner.append(f"a = load_float64(lanes{number}, lane)")
             inner.append(_accumulate(reduction, f"lanes{number}", "lane", f"y{number}"))
         lines = [f"for unit in range(0, n, {UNIT}):", f"    stop = min(n, unit + {UNIT})"]
+        lines += ["    " + line for line in _used_lanes("stop - unit")]
         for number, reduction in enumerate(stage.reductions):
-            lines += [f"    for lane in range({LANES}):", f"        store_float64(lanes{number}, lane, {_identity(reduction)})"]
+            lines += ["    for lane in range(width):", f"        store_float64(lanes{number}, lane, {_identity(reduction)})"]
         lines += [f"    for first in range(unit, stop, {LANES}):", f"        for lane in range(min({LANES}, stop - first)):"]
         lines += ["            i = first + lane", *("            " + line for line in inner)]
         lines.append(f"    place = (word(entry, FIRST_UNIT) + (start + unit) // {UNIT}) * count")
@@ -241,13 +244,18 @@ def _accumulate(reduction: Node, lanes: str, lane: str, value: str) -> str:
     return f"store_float64({lanes}, {lane}, a + {value})"
 
 
+def _used_lanes(count: str) -> list[str]:
+    """The statements that find how wide the tree is: lanes that nothing was added to change no bit of it."""
+    return [f"width = {LANES}", f"while width // 2 >= {count}:", "    width //= 2"]
+
+
 def _identity(reduction: Node) -> str:
     value = IDENTITY[reduction.op]
-    return repr(value) if value == 0 else ("math.inf" if value > 0 else "-math.inf")
+    return repr(value)
 
 
 def _tree(reduction: Node, lanes: str) -> list[str]:
-    lines = [f"half = {LANES // 2}", "while half:", "    for lane in range(half):"]
+    lines = ["half = width // 2", "while half:", "    for lane in range(half):"]
     lines += [f"        a, b = load_float64({lanes}, lane), load_float64({lanes}, lane + half)"]
     lines += ["        " + _accumulate(reduction, lanes, "lane", "b"), "    half //= 2"]
     return lines

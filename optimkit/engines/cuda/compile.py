@@ -13,16 +13,13 @@ from typing import Any
 
 from optimkit.counting import counters
 from optimkit.engines import disk
+from optimkit.engines.protocol import KernelError
 
 OPTIONS = ("--fmad=false", "--std=c++17")
 OLDEST = 70  # the first architecture whose kernels can index their arguments in place
 
 _loaded: dict[tuple[str, int], Any] = {}
 _lock = threading.RLock()
-
-
-class KernelError(RuntimeError):
-    """A kernel could not be compiled or loaded; the message holds its text and the compiler's log."""
 
 
 def _architecture(device: int) -> str:

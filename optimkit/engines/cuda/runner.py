@@ -144,17 +144,19 @@ class CudaRunner:
         columns = self.columns
         for p in numbers:
             member = self.members[p]
-            gradient = member.gradient
             flags = int(self.gathered[p]) | (ZERO_G if member.zero_in_pass else 0)
+            flags |= int(self.table[p, columns.flags]) & ABSENT
             flags |= self._place(p, WEIGHT, Placement.of(member.weight))
-            self.present[p] = gradient is not None
-            if gradient is None:
-                flags |= ABSENT
-            else:
-                where = Placement.of(gradient)
-                flags |= self._place(p, GRADIENT, where)
-                self.table[p, columns.g_dtype] = where.dtype.code
+            where = Placement.of(member.gradient)
+            flags |= self._place(p, GRADIENT, where)
+            self.table[p, columns.g_dtype] = where.dtype.code
             self.table[p, columns.flags] = flags
+        self._mark_aligned()
+
+    def presence_changed(self, active: np.ndarray) -> None:
+        self.present = active
+        flags = self.table[:, self.columns.flags]
+        self.table[:, self.columns.flags] = (flags & ~ABSENT) | ABSENT * ~active
         self._mark_aligned()
 
     def gradients_moved(self, shifts: np.ndarray) -> None:

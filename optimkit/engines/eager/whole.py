@@ -61,6 +61,9 @@ class EagerRunner:
     def arrays_changed(self, numbers: Sequence[int]) -> None:
         pass
 
+    def presence_changed(self, active: np.ndarray) -> None:
+        pass
+
     def gradients_moved(self, shifts: np.ndarray) -> None:
         pass
 

@@ -1,0 +1,129 @@
+"""A warm step: nothing is new but the addresses of gradients, and which parameters have one.
+
+What only Python can do is done here: the containers are compared, gradients found, numbers and schedules read. One call
+of compiled code does the rest (`engines/cpu/step.py`), or says that something is new; then the step is taken as a first
+one is. Sets of gradients that take turns are all warm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from operator import getitem, is_
+from typing import Any
+
+import numpy as np
+
+from optimkit.driver.entries.group import Group
+from optimkit.driver.gradients.collect import Gradients
+from optimkit.driver.gradients.fingerprints import Compiled
+from optimkit.driver.members.watch import ContainerWatch
+from optimkit.driver.steps.bucket import Bucket
+from optimkit.driver.steps.interrupts import deferred_interrupts
+from optimkit.driver.steps.result import StepResult
+from optimkit.rules.rule import Rule
+
+Value = Callable[[Group, Hashable], float]
+
+
+class Numbers:
+    """The numbers of a bucket's groups in this step, (groups, numbers) float64, read anew where one was set.
+
+    `value(group, key)` is a number of a group for the step that begins. A schedule is called in every step.
+    """
+
+    def __init__(self, value: Value, links: Sequence[Rule], groups: Sequence[Group], keys: Sequence[Any]) -> None:
+        self.value, self.groups, self.keys = value, list(groups), list(keys)
+        self.table = np.zeros((len(groups), max(1, len(keys))))
+        places: dict[tuple[int, str], tuple[Any, str]] = {}
+        for group in groups:
+            for index, name, _ in keys:
+                values = group.values if index == 0 else links[index - 1].__dict__
+                places.setdefault((id(values), name), (values, name))
+        self.values, self.names = [each[0] for each in places.values()], [each[1] for each in places.values()]
+        self.factors = [group.factors for group in groups]
+        self.seen: list[Any] = []
+        self.seen_factors: list[dict[int, float]] = []
+        self.scheduled = True
+
+    def refresh(self) -> None:
+        """Read what was set since; ValueError where a number is out of range, and nothing is taken over then."""
+        now = list(map(getitem, self.values, self.names))
+        if not self.scheduled and self.factors == self.seen_factors and all(map(is_, now, self.seen)):
+            return
+        factors = [dict(each) for each in self.factors]
+        self.table[:, : len(self.keys)] = [[self.value(group, key) for key in self.keys] for group in self.groups]
+        self.scheduled = any(map(callable, _flat(now)))
+        self.seen, self.seen_factors = now, factors
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    return [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
+
+
+class WarmStep:
+    """The warm steps of buckets as they are prepared now; `compiled` takes them."""
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        watch: ContainerWatch,
+        buckets: Sequence[Bucket],
+        numbers: Sequence[Numbers],
+        compiled: Compiled,
+    ) -> None:
+        self.gradients, self.watch, self.compiled = gradients, watch, compiled
+        self.buckets, self.numbers = list(buckets), list(numbers)
+        self.runners: list[Any] = [bucket.runner for bucket in buckets]
+        self.threaded = any(runner.threaded for runner in self.runners)
+
+    @classmethod
+    def of(
+        cls,
+        gradients: Gradients,
+        watch: ContainerWatch,
+        buckets: Sequence[Bucket],
+        compiled: Compiled,
+        numbers: Sequence[Numbers],
+        steps: np.ndarray,
+    ) -> WarmStep | None:
+        """Those of buckets that have taken a first step; None where compiled code can't take them."""
+        parts = [
+            (bucket.runner, bucket.places, bucket.t, bucket.group_of, own.table)
+            for bucket, own in zip(buckets, numbers, strict=True)
+        ]
+        return cls(gradients, watch, buckets, numbers, compiled) if compiled.serve(parts, steps) else None
+
+    def take(self, grads: Any, zero: bool) -> StepResult | None:
+        """Take a step, or None, and nothing is written."""
+        gradients = self.gradients
+        if gradients.sharing or not self.watch.unchanged():
+            return None
+        values = gradients.own() if grads is None else gradients.mirror.read_plain(grads)
+        if values is None or (zero and gradients.frozen):
+            return None
+        for place in gradients.frozen:
+            values[place] = None
+        for numbers in self.numbers:
+            numbers.refresh()
+        gradients.passed = grads is not None
+        if not (self._on_threads(values, zero) if self.threaded else self.compiled.run(values, zero)):
+            self._leave()
+            return None
+        return StepResult(True)
+
+    def _on_threads(self, values: list[Any], zero: bool) -> bool:
+        for runner in self.runners:
+            runner.ready_threads()
+        with deferred_interrupts():
+            done = self.compiled.prepare(values, zero)
+            if done:
+                for runner in self.runners:
+                    runner.run(0, zero)
+                self.compiled.count()
+        return done
+
+    def _leave(self) -> None:
+        """The driver goes on from where the warm steps have come to."""
+        present = self.gradients.fingerprints.present != 0
+        for bucket in self.buckets:
+            bucket.stepped_elsewhere(present)

@@ -1,0 +1,260 @@
+"""A warm step in one compiled call: look at the gradients, fill the rows of host values, run the kernels, count.
+
+    step = CompiledStep(before, now, present, gradients, ranges)       # `Tables`
+    step.keep(place, fingerprint)                                      # a gradient was checked, and looks so
+    step.serve([(runner, places, counts, groups, numbers)], steps)     # `Part`: the buckets that it runs
+    step.run(values, zero)                                             # False: something is new, and nothing was written
+
+Nothing of Python runs in between, so a step happened or it did not, whatever interrupts it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from optimkit.arrays import DTYPES, Fingerprint
+from optimkit.engines.cpu import text
+from optimkit.engines.cpu.kernels import Kernel, compile_text
+from optimkit.engines.cpu.look import ANSWERS, ARRAY, KNOWN, LIST, TOLD, UNSEEN_ROW, look_text
+from optimkit.engines.cpu.rows import rows_text
+from optimkit.engines.cpu.runner import CpuRunner
+from optimkit.engines.tables import Columns
+from optimkit.fusion.stages import GRADIENT
+
+JOB = Columns(*TOLD, *ANSWERS, "mode", "zero", "buckets", "n_buckets", "program", "n_program", "steps", "done")
+LOOK, PREPARE, RUN, COUNT = range(4)  # modes: each does what those before it do, but for COUNT, which only counts
+BUCKET = Columns(
+    "members", "places", "table", "entry_bytes", "gradient", "counts", "groups", "numbers", "number_bytes",
+    "rows", "row_bytes", "fill_row", "row_group", "row_count",
+)  # fmt: skip
+CALL = Columns("function", "call_job", "call_counter")  # a call of the program
+
+_TEXT = """\
+# a warm step: gradients, rows of host values, kernels, counts
+from optimkit.engines.cpu.language import call, load_int64 as word, store_int64 as put
+
+{names}
+
+
+{look}
+
+def prepare(job, bucket):
+    # entries of the parameters' table, and a row of host values for each (group, count) that occurs
+    now, before, here = word(job, JOB_NOW), word(job, JOB_BEFORE), word(job, JOB_HERE)
+    table, entry_bytes, gradient = word(bucket, TABLE), word(bucket, ENTRY_BYTES), word(bucket, GRADIENT)
+    places, counts, groups = word(bucket, PLACES), word(bucket, COUNTS), word(bucket, GROUPS)
+    row_group, row_count = word(bucket, ROW_GROUP), word(bucket, ROW_COUNT)
+    rows = row = 0
+    for p in range(word(bucket, MEMBERS)):
+        place, entry = word(places, p), table + p * entry_bytes
+        flags = word(entry, FLAGS)
+        flags = flags - (flags & {absent})
+        if word(here, place):
+            put(entry, gradient, word(entry, gradient) + word(now, place) - word(before, place))
+            put(entry, FLAGS, flags)
+            group, count = word(groups, p), word(counts, p) + 1
+            if rows == 0 or word(row_group, row) != group or word(row_count, row) != count:
+                row = 0
+                while row < rows and (word(row_group, row) != group or word(row_count, row) != count):
+                    row += 1
+                if row == rows:
+                    put(row_group, row, group)
+                    put(row_count, row, count)
+                    numbers = word(bucket, NUMBERS) + group * word(bucket, NUMBER_BYTES)
+                    call(word(bucket, FILL_ROW), numbers, count, word(bucket, ROWS) + row * word(bucket, ROW_BYTES))
+                    rows += 1
+            put(entry, ROW, row)
+        else:
+            put(entry, FLAGS, flags + {absent})
+
+
+def count_up(job, bucket):
+    present, places, counts = word(job, JOB_PRESENT), word(bucket, PLACES), word(bucket, COUNTS)
+    for p in range(word(bucket, MEMBERS)):
+        put(counts, p, word(counts, p) + word(present, word(places, p)))
+
+
+def kernel(job):
+    mode, buckets, program, n = word(job, JOB_MODE), word(job, JOB_BUCKETS), word(job, JOB_PROGRAM), word(job, JOB_N)
+    go = mode == {counting}
+    if mode != {counting}:
+        look(job)
+        refused = word(job, JOB_OTHER) != 0 or word(job, JOB_MEET) != 0 or word(job, JOB_ACTIVE) == 0
+        if mode != {looking} and not refused and not (word(job, JOB_ZERO) and word(job, JOB_READ_ONLY)):
+            for b in range(word(job, JOB_N_BUCKETS)):
+                prepare(job, buckets + b * {bucket_bytes})
+            for i in range(n):
+                put(word(job, JOB_BEFORE), i, word(word(job, JOB_NOW), i))
+                put(word(job, JOB_PRESENT), i, word(word(job, JOB_HERE), i))
+            put(job, JOB_DONE, 1)
+            go = mode == {running}
+            if go:
+                for k in range(word(job, JOB_N_PROGRAM)):
+                    each = program + k * {call_bytes}
+                    put(word(each, CALL_COUNTER), 0, 0)
+                    put(word(each, CALL_JOB), {zero}, word(job, JOB_ZERO))
+                    call(word(each, FUNCTION), word(each, CALL_JOB))
+    if go:
+        for b in range(word(job, JOB_N_BUCKETS)):
+            count_up(job, buckets + b * {bucket_bytes})
+        put(word(job, JOB_STEPS), 0, word(word(job, JOB_STEPS), 0) + 1)
+"""
+
+
+@cache
+def _text() -> str:
+    header = object.__basicsize__ - 8  # the class is the last word of what all objects have
+    look = look_text(header)
+    names = [
+        JOB.text(lambda name: f"JOB_{name.upper()}", look + _TEXT),
+        KNOWN.text(lambda name: f"KNOWN_{name.upper()}", look + _TEXT),
+        *(columns.text(str.upper, look + _TEXT) for columns in (LIST, ARRAY, BUCKET, CALL, Columns(*text.ENTRY))),
+    ]
+    return _TEXT.format(
+        names="\n".join(names), look=look, absent=text.ABSENT, counting=COUNT, looking=LOOK, running=RUN,
+        bucket_bytes=8 * len(BUCKET), call_bytes=8 * len(CALL), zero=text.JOB.zero,
+    )  # fmt: skip
+
+
+_DTYPES = [np.dtype(name) for name in DTYPES if hasattr(np, name)]  # NumPy's own: one object each, that lives as long
+
+
+class Tables(NamedTuple):
+    """What is known of gradients, by place: addresses before and now, who is present; their ranges of bytes, relative to
+    their addresses; and ranges of bytes of the weights, with as much room for those of gradients behind them."""
+
+    before: np.ndarray
+    now: np.ndarray
+    present: np.ndarray
+    gradients: np.ndarray
+    ranges: np.ndarray
+
+
+class Part(NamedTuple):
+    """A bucket as a compiled step sees it: what runs it, where its members stand, their counts and groups, and the numbers of
+    the groups, (groups, numbers) float64."""
+
+    runner: CpuRunner
+    places: np.ndarray
+    counts: np.ndarray
+    groups: np.ndarray
+    numbers: np.ndarray
+
+
+class CompiledStep:
+    """The gradients of an optimizer as they are known, and its steps where nothing but their addresses is new.
+
+    `moved`: an array came, went, or is at another address; `meet`: the bytes of two arrays may be the same, known where
+    nothing looks otherwise; `read_only`: some gradient may not be written. All three are answers of the latest look.
+    """
+
+    def __init__(self, *known: np.ndarray) -> None:
+        tables = Tables(*known)
+        n = len(tables.before)
+        self.tables = tables
+        self.kernel: Kernel = compile_text(_text())
+        self.known, self.others, self.here = np.zeros((n, len(KNOWN)), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.known[:, KNOWN.dtype] = UNSEEN_ROW
+        self.order = np.arange(2 * n)
+        self.geometries: list[np.ndarray | None] = [None] * n
+        self.parts: Sequence[Part] = ()
+        self.job = np.zeros(len(JOB), np.int64)
+        self.address = self.job.ctypes.data
+        own = {name: getattr(self, name) for name in ("known", "others", "here", "order")}
+        for name, table in (own | tables._asdict()).items():
+            self.job[getattr(JOB, name)] = table.ctypes.data
+        self.job[JOB.n], self.job[JOB.none], self.job[JOB.array] = n, id(None), id(np.ndarray)
+        self.moved = self.meet = self.read_only = True
+
+    # ---- looks
+
+    def keep(self, place: int, seen: Fingerprint) -> None:
+        """The gradient at a place was checked, and looks so."""
+        dtype = next((known for known in _DTYPES if isinstance(seen, tuple) and seen[1] is known), None)
+        if dtype is None or seen is None:
+            self.known[place] = UNSEEN_ROW, 0, 0
+            return
+        shape, strides = seen[2:4]
+        geometry = self.geometries[place] = np.array([*shape, *strides], np.int64)
+        self.known[place] = id(dtype), len(shape), geometry.ctypes.data
+
+    def compare(self, values: list[Any]) -> list[int]:
+        """The places of gradients that look otherwise than when they were last there; nothing is changed by a look."""
+        self._call(values, LOOK, False)
+        other, moved, meet, read_only = self.job[JOB.other : JOB.active].tolist()
+        self.moved, self.meet, self.read_only = moved > 0, meet > 0, read_only > 0
+        return self.others[:other].tolist() if other else []
+
+    def _call(self, values: list[Any], mode: int, zero: bool) -> None:
+        job = self.job
+        job[JOB.items], job[JOB.mode], job[JOB.zero], job[JOB.done] = id(values), mode, zero, 0
+        self.kernel.held(self.address)
+
+    # ---- steps
+
+    def serve(self, buckets: Sequence[tuple[Any, ...]], steps: np.ndarray) -> bool:
+        """Run steps of these buckets, given as `Part`, from now on, and count them in `steps`; False where that can't be."""
+        parts = [Part(*bucket) for bucket in buckets]
+        rows = [rows_text(part.runner.plan, part.runner.dtype) for part in parts]
+        plans = [part.runner.plan for part in parts]
+        more = any(len(plan.stages) > 1 or plan.calls or plan.uniform_rounds for plan in plans)
+        if more or any(text is None for text in rows):
+            return False
+        self.fill_rows = [compile_text(text, 3) for text in rows if text is not None]
+        self.parts, self.steps = parts, steps
+        self.buckets = np.zeros((len(parts), len(BUCKET)), np.int64)
+        self.program = np.zeros((len(parts), len(CALL)), np.int64)
+        self.scratch = [np.zeros((2, len(part.places)), np.int64) for part in parts]
+        for bucket, call, part, fill_row, scratch in zip(
+            self.buckets, self.program, parts, self.fill_rows, self.scratch, strict=True
+        ):
+            runner = part.runner
+            told = {"members": len(part.places), "gradient": runner.columns.address[GRADIENT], "fill_row": fill_row.address}
+            told |= {"entry_bytes": runner.table.strides[0], "number_bytes": part.numbers.strides[0]}
+            told |= {"row_bytes": runner.rows.strides[0]}
+            tables = {"places": part.places, "table": runner.table, "counts": part.counts, "groups": part.groups}
+            tables |= {"numbers": part.numbers, "rows": runner.rows, "row_group": scratch[0], "row_count": scratch[1]}
+            for name, value in (told | {name: table.ctypes.data for name, table in tables.items()}).items():
+                bucket[getattr(BUCKET, name)] = value
+            call[:] = runner.kernels[-1].address, runner.jobs[0].ctypes.data, runner.counter.ctypes.data
+        job = self.job
+        job[JOB.buckets], job[JOB.n_buckets] = self.buckets.ctypes.data, len(parts)
+        job[JOB.program], job[JOB.n_program] = self.program.ctypes.data, len(parts)
+        job[JOB.steps] = steps.ctypes.data
+        return True
+
+    def run(self, values: list[Any], zero: bool) -> bool:
+        """Take a step with these gradients; False, and nothing is written, where something is new, or there is none."""
+        self._call(values, RUN, zero)
+        return bool(self.job[JOB.done])
+
+    def prepare(self, values: list[Any], zero: bool) -> bool:
+        """The same, but for the kernels, which the caller runs: on several threads. Then `count` follows."""
+        self._call(values, PREPARE, zero)
+        return bool(self.job[JOB.done])
+
+    def count(self) -> None:
+        """The kernels have run: count."""
+        self._call([], COUNT, False)
+
+
+@cache
+def works() -> bool:
+    """Whether lists and arrays lie in memory as `LIST` and `ARRAY` have it: tried on some arrays."""
+    if sys.byteorder != "little" or sys.implementation.name != "cpython" or sys.maxsize < 1 << 62:
+        return False
+    if list.__basicsize__ != object.__basicsize__ + 24:
+        return False
+    plain, other = np.zeros((3, 5), np.float32), np.zeros((5, 3), np.float32).T
+    values = [plain, plain.astype(np.float64), None, plain[:, ::-1], np.float32(1), other]
+    n = len(values)
+    step = CompiledStep(*np.zeros((3, n), np.int64), np.zeros((n, 2), np.int64), np.zeros((2 * n, 2), np.int64))
+    for place in range(n):
+        step.keep(place, (np.ndarray, plain.dtype, plain.shape, plain.strides))
+    different = step.compare(values)
+    return different == [1, 3, 4, 5] and step.tables.now[0] == plain.ctypes.data and step.read_only
