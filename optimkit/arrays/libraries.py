@@ -135,6 +135,9 @@ class Numpy(Library):
         """A plain array: a memmap and a subclass have functions of their own, a gradient of shape () may be a scalar."""
         return x if type(x) is np.ndarray else np.asarray(x)
 
+    def full(self, size: int, value: float, dtype: str, like: Any) -> Any:
+        return np.full(size, value, dtype) if value else np.zeros(size, dtype)  # without its namespace, slow to import
+
     def to_numpy(self, x: Any) -> Any:
         return x
 

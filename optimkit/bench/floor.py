@@ -98,7 +98,7 @@ class Pass:
     def _compiled(self) -> Callable[[int], None]:
         total = self.size if self.writes else self.size * self.arrays[0].itemsize // 8
         words = [self.counter.ctypes.data, total, self.sink.ctypes.data, *(array.ctypes.data for array in self.arrays)]
-        kernel = compile_text(self.text(), len(words), unroll=not self.writes)
+        kernel = compile_text(self.text(), len(words), "vectorized" if self.writes else "unrolled")
         call = kernel.held if self.size < SMALL else kernel.free
         return lambda thread: call(*words)
 

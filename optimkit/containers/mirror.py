@@ -15,7 +15,7 @@ import numpy as np
 
 from optimkit import arrays
 from optimkit.containers.param import Param
-from optimkit.containers.tree import Tree, is_holder, join, list_items, settled
+from optimkit.containers.tree import Tree, is_holder, items_at, join, list_items, settled
 
 # A tree prepared for the plain case: (kind, keys, the shapes below or None where all are leaves, number of leaves).
 _Shape = tuple[str, Any, list[Any] | None, int]
@@ -37,6 +37,10 @@ class Mirror:
         in_order = [leaf.name for root in roots for leaf in root.leaves()] == self.names
         self._shapes = [_shape(root) for root in roots] if in_order else None
         self._array_types: set[type] = {type(None), np.ndarray}
+        flat = self._shapes is not None and len(roots) == 1 and self._shapes[0][0] == "dict" and self._shapes[0][2] is None
+        keys = list(roots[0].branches) if flat else []  # of a plain dict of arrays, the commonest container
+        self._place_of = {key: place for place, key in enumerate(keys)}
+        self._at_keys = items_at(keys) if keys else None
 
     def read(self, grads: Any) -> list[Any]:
         """The gradients in the order of the names, None for none.
@@ -54,6 +58,17 @@ class Mirror:
 
     def read_plain(self, grads: Any) -> list[Any] | None:
         """The leaves of gradients that mirror the parameters plainly; None where they have to be matched."""
+        if self._at_keys is not None and type(grads) is dict and grads:
+            try:
+                if len(grads) == len(self.names):
+                    return list(self._at_keys(grads))
+                places = items_at(list(grads))(self._place_of)
+            except KeyError:
+                return None
+            some: list[Any] = [None] * len(self.names)
+            for place, x in zip(places, grads.values(), strict=True):
+                some[place] = x
+            return some
         values: list[Any] = []
         if self._shapes is None:
             return None

@@ -9,8 +9,9 @@ The container is the truth: it is kept, and what stands in it is looked up at ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from optimkit import arrays
@@ -101,6 +102,14 @@ def _is_pair(x: Any) -> bool:
 
 def kind_of(source: Any) -> str:
     return "dict" if isinstance(source, Mapping) else "list" if isinstance(source, Sequence) else "object"
+
+
+def items_at(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
+    """What reads the items of a container at these keys, in one call that is not Python's."""
+    if len(keys) == 1:
+        (key,) = keys
+        return lambda container: (container[key],)
+    return itemgetter(*keys)
 
 
 def list_items(source: Any, name: str = "") -> Iterator[tuple[Any, Any]]:

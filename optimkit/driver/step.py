@@ -21,13 +21,14 @@ from optimkit.driver.steps.result import StepResult
 
 def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """One step of all parameters that have a gradient. The lock of the run is held."""
-    run.require_entries()
-    run.refuse_in_step("step()")
+    if run.stepping or not run.entries:
+        run.require_entries()
+        run.refuse_in_step("step()")
     run.stepping = True
     try:
         if run.links:
             run.check_versions()
-        warm = run.ready_warm()
+        warm = run.warm or run.ready_warm()
         result = warm.take(grads, zero_grad) if warm is not None else None
         return result if result is not None else take_anew(run, grads, zero_grad)
     finally:

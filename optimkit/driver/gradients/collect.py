@@ -71,7 +71,7 @@ class Gradients:
         self.entries = list(entries)
         self.ever, self.passed = ever, False
         self.settled = False
-        self._frozen: list[int] | None = None
+        self.find_frozen()
         self.sharing: frozenset[int] = frozenset()
         self.ranges = ByteRanges(self.entries)
         self.fingerprints = Fingerprints(self.ranges)
@@ -102,16 +102,9 @@ class Gradients:
         shifts = None if self.settled else self.fingerprints.now - self.fingerprints.before
         return Collected(values, aside, views, self.fingerprints.present != 0, shifts, self.sharing)
 
-    @property
-    def frozen(self) -> list[int]:
-        """The places of frozen parameters."""
-        if self._frozen is None:
-            self._frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
-        return self._frozen
-
-    def forget_frozen(self) -> None:
-        """Other parameters are frozen now."""
-        self._frozen = None
+    def find_frozen(self) -> None:
+        """Which parameters are frozen now, by place."""
+        self.frozen = [place for place, entry in enumerate(self.entries) if entry.frozen]
 
     def own(self) -> list[Any]:
         """The gradients that stand at the parameters themselves."""

@@ -78,7 +78,7 @@ def set_frozen(run: Run, where: Where, frozen: bool) -> None:
     for entry in run.select(where):
         entry.frozen = frozen
     if run.gradients is not None:
-        run.gradients.forget_frozen()
+        run.gradients.find_frozen()
 
 
 def zero_own_gradients(run: Run, set_to_none: bool) -> None:

@@ -8,13 +8,15 @@ checked before the first is taken over, so that after an error nothing is traine
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from operator import attrgetter, getitem, is_
+from operator import attrgetter, is_
 from typing import Any
+
+import numpy as np
 
 from optimkit import arrays
 from optimkit.containers.growth import placer
 from optimkit.containers.param import Param
-from optimkit.containers.tree import Tree, data_of, is_leaf, list_items
+from optimkit.containers.tree import Tree, data_of, is_leaf, items_at, list_items
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.gradients.overlaps import check_weights
 
@@ -28,25 +30,31 @@ class ContainerWatch:
         self.entries, self.roots = list(entries), list(roots)
         self.entry_of = {id(entry.leaf): entry for entry in entries}
         self._prepare()
-        self.seen = [entry.taken for entry in self.params]  # what was set before the first step counts too
+        self._remember([entry.taken for entry in self.params])  # what was set before the first step counts too
 
     def _prepare(self) -> None:
         trees = [tree for root in self.roots for tree in root.trees() if tree.kind != "leaf"]
         self.objects = [tree for tree in trees if tree.kind == "object"]
-        kept = [tree for tree in trees if tree.kind != "object"]
-        pairs = [(tree.source, key, branch.source) for tree in kept for key, branch in tree.branches.items()]
-        self.containers, self.keys, self.values = ([each[place] for each in pairs] for place in range(3))
+        kept = [tree for tree in trees if tree.kind != "object" and tree.branches]
         self.sources, self.sizes = [tree.source for tree in kept], [len(tree.branches) + len(tree.removed) for tree in kept]
+        self.readers = [items_at(list(tree.branches)) for tree in kept]
+        self.in_containers = [branch.source for tree in kept for branch in tree.branches.values()]
         self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param) or entry.handed_out]
         others = [entry for entry in self.entries if not isinstance(entry.anchor, Param)]
         self.holders = [entry for entry in others if not arrays.is_array(entry.anchor)]
-        self.seen = [entry.param.data for entry in self.params]
+        self._remember([entry.param.data for entry in self.params])
         self.rebindable: dict[arrays.Library, tuple[list[Entry], list[Any]]] = {}  # their memory may become another
         for entry in self.entries:
             if entry.library.rebinds_memory:
                 entries, data = self.rebindable.setdefault(entry.library, ([], []))
                 entries.append(entry)
                 data.append(entry.param.data)
+
+    def _remember(self, seen: list[Any]) -> None:
+        """`seen` are the arrays of `params`. `ids` tell what `standing` gives where nothing was replaced, one by one."""
+        self.seen = seen
+        expected = [*self.in_containers, *seen, *(entry.param.data for entry in self.holders)]
+        self.ids = np.array([id(x) for x in expected], np.int64)
 
     def changed(self) -> list[Entry]:
         """Adopt what was replaced; the entries whose array is another one now.
@@ -57,11 +65,10 @@ class ContainerWatch:
             If something can't be adopted, or a parameter was removed or added behind the optimizer's back.
             Nothing is adopted then.
         """
-        if self.unchanged():
-            return []
         pending: dict[Entry, Any] = {}
         moves: list[tuple[Tree, Any, dict[Any, Any]]] = []
-        if not self._as_before():
+        found = self.standing()
+        if found is None or not all(map(is_, found, self.in_containers)):
             for root in self.roots:
                 self._walk(root, root.source, pending, moves)
         for entry, before in zip(self.params, self.seen, strict=True):
@@ -76,34 +83,31 @@ class ContainerWatch:
                 pending |= {entry: entry.anchor for entry in moved if entry not in pending}
         if not pending and not moves:
             return []
-        found = self._check(pending)
+        adopted = self._check(pending)
         self._take(pending, moves)
-        return found
+        return adopted
 
-    def unchanged(self) -> bool:
-        """Whether the same stands everywhere as before."""
-        if not self._as_before() or not all(map(is_, map(_data_of, self.params), self.seen)):
-            return False
-        if any(entry.anchor.data is not entry.param.data for entry in self.holders):
-            return False
-        return all(
-            library.addresses(data) == [entry.address for entry in entries]
-            for library, (entries, data) in self.rebindable.items()
-        )
+    def standing(self) -> list[Any] | None:
+        """What stands everywhere now; None where it can't be what `ids` tell of."""
+        if list(map(len, self.sources)) != self.sizes or (self.objects and not all(map(_lists_the_same, self.objects))):
+            return None
+        found: list[Any] = []
+        try:
+            for read, source in zip(self.readers, self.sources, strict=True):
+                found += read(source)
+        except (KeyError, IndexError):
+            return None
+        if self.params:
+            found += map(_data_of, self.params)
+        for entry in self.holders:
+            found.append(entry.anchor.data)
+        return found
 
     def watch(self, entry: Entry) -> None:
         """The caller has the entry's Param, and may set its data."""
         if entry not in self.params:
             self.params.append(entry)
-            self.seen.append(entry.taken)
-
-    def _as_before(self) -> bool:
-        try:
-            same = list(map(len, self.sources)) == self.sizes
-            same = same and all(map(is_, map(getitem, self.containers, self.keys), self.values))
-        except (KeyError, IndexError):
-            return False
-        return same and all(map(_lists_the_same, self.objects))
+            self._remember([*self.seen, entry.taken])
 
     def _walk(self, tree: Tree, now: Any, pending: dict[Entry, Any], moves: list[tuple[Tree, Any, dict[Any, Any]]]) -> None:
         """Compare a tree with what stands in its place now."""

@@ -30,9 +30,9 @@ class Exchange:
 
 def sum_parameters(parts: np.ndarray) -> float:
     """The sum of one value per parameter, in their order."""
-    import array_api_compat.numpy as xp
-
     if len(parts) <= canonical.LANES:
         return canonical.combine_few(parts.tolist())
+    import array_api_compat.numpy as xp  # takes longer to import than NumPy
+
     with np.errstate(all="ignore"):
         return float(canonical.combine(xp, "sum", parts))

@@ -73,6 +73,8 @@ class WarmStep:
     ) -> None:
         self.gradients, self.watch, self.compiled = gradients, watch, compiled
         self.buckets, self.numbers = list(buckets), list(numbers)
+        self.read = gradients.mirror.read_plain
+        self.ids: np.ndarray | None = None
         self.runners: list[Any] = [bucket.runner for bucket in buckets]
         self.threaded = any(runner.threaded for runner in self.runners)
 
@@ -95,10 +97,11 @@ class WarmStep:
 
     def take(self, grads: Any, zero: bool) -> StepResult | None:
         """Take a step, or None, and nothing is written."""
-        gradients = self.gradients
-        if gradients.sharing or not self.watch.unchanged():
+        gradients, watch = self.gradients, self.watch
+        standing = None if gradients.sharing else watch.standing()
+        if standing is None:
             return None
-        values = gradients.own() if grads is None else gradients.mirror.read_plain(grads)
+        values = gradients.own() if grads is None else self.read(grads)
         if values is None or (zero and gradients.frozen):
             return None
         for place in gradients.frozen:
@@ -106,24 +109,23 @@ class WarmStep:
         for numbers in self.numbers:
             numbers.refresh()
         gradients.passed = grads is not None
-        if not (self._on_threads(values, zero) if self.threaded else self.compiled.run(values, zero)):
-            self._leave()
-            return None
-        return StepResult(True)
+        if watch.ids is not self.ids:
+            self.ids = watch.ids
+            self.compiled.expect(watch.ids)
+        if (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero):
+            return StepResult(True)
+        present = gradients.fingerprints.present != 0
+        for bucket in self.buckets:
+            bucket.stepped_elsewhere(present)
+        return None
 
-    def _on_threads(self, values: list[Any], zero: bool) -> bool:
+    def _on_threads(self, standing: list[Any], values: list[Any], zero: bool) -> int:
         for runner in self.runners:
             runner.ready_threads()
         with deferred_interrupts():
-            done = self.compiled.prepare(values, zero)
+            done = self.compiled.prepare(standing, values, zero)
             if done:
                 for runner in self.runners:
                     runner.run(0, zero)
                 self.compiled.count()
         return done
-
-    def _leave(self) -> None:
-        """The driver goes on from where the warm steps have come to."""
-        present = self.gradients.fingerprints.present != 0
-        for bucket in self.buckets:
-            bucket.stepped_elsewhere(present)

@@ -10,7 +10,7 @@ from optimkit.engines.tables import Columns
 
 # What a look is told, and what it answers: first words of the job of a step.
 TOLD = (
-    "items", "known", "before", "now", "present", "here", "others", "n", "none", "array", "ranges", "gradients", "order",
+    "ids", "n_ids", "known", "before", "now", "present", "here", "others", "n", "none", "array", "ranges", "gradients", "order",
 )  # fmt: skip
 ANSWERS = ("other", "moved", "meet", "read_only", "active")
 # A row of what is known: the address of the dtype (or UNSEEN_ROW), the number of axes, and the address of the lengths and
@@ -23,9 +23,18 @@ ARRAY = Columns("cls", "data", "dimensions", "lengths", "strides", "base", "desc
 ALIGNED, WRITEABLE = 0x100, 0x400  # of `bits`
 
 LOOK = """\
-def look(job):
+def same_objects(job, values) -> int64:
+    # whether a list holds the very objects that it should
+    items, ids = word(values + {header}, LIST_ITEMS), word(job, JOB_IDS)
+    for i in range(word(job, JOB_N_IDS)):
+        if word(items, i) != word(ids, i):
+            return 0
+    return 1
+
+
+def look(job, values):
     # which gradients look otherwise than when they were last there, and where the data of the rest is
-    items, known, before = word(word(job, JOB_ITEMS) + {header}, LIST_ITEMS), word(job, JOB_KNOWN), word(job, JOB_BEFORE)
+    items, known, before = word(values + {header}, LIST_ITEMS), word(job, JOB_KNOWN), word(job, JOB_BEFORE)
     now, present, here = word(job, JOB_NOW), word(job, JOB_PRESENT), word(job, JOB_HERE)
     others, none, array = word(job, JOB_OTHERS), word(job, JOB_NONE), word(job, JOB_ARRAY)
     n = word(job, JOB_N)

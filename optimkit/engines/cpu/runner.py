@@ -14,7 +14,7 @@ from optimkit.arrays import DTYPES, DType, Placement
 from optimkit.engines import threads
 from optimkit.engines.canonical import LANES, UNIT
 from optimkit.engines.cpu.copies import COPY, FINISH, OPERATIONS, layout_words
-from optimkit.engines.cpu.kernels import compile_text
+from optimkit.engines.cpu.kernels import Loops, compile_text
 from optimkit.engines.cpu.text import ABSENT, CHUNK, JOB, STRIDED, WORD, ZERO_G, entry_columns, kernel_text, scratch_bytes
 from optimkit.engines.protocol import Member, Tables
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
@@ -44,9 +44,9 @@ class CpuRunner:
         self.strided = (*STRIDED, *(key for key, found in others.items() if any(where.geometry for where in found)))
         self.columns = entry_columns(plan, self.strided)
         texts = [kernel_text(plan, number, dtype, self.strided) for number in range(len(plan.stages))]
-        unroll = [bool(stage.reductions) for stage in plan.stages]
-        self.kernels = [compile_text(text, unroll=each) for text, each in zip(texts, unroll, strict=True)]
-        self.finish = compile_text(FINISH) if plan.reducing else None
+        loops: list[Loops] = ["unrolled" if stage.reductions else "vectorized" for stage in plan.stages]
+        self.kernels = [compile_text(text, loops=each) for text, each in zip(texts, loops, strict=True)]
+        self.finish = compile_text(FINISH, loops="vectorized") if plan.reducing else None
         sizes = [member.size for member in members]
         self.threaded = sum(sizes) >= SMALL
         units = [-(-size // UNIT) for size in sizes]
@@ -81,7 +81,7 @@ class CpuRunner:
         layout = self.layouts[p, key] = layout_words(where, self.members[p].size, DTYPES[self.dtype.compute])
         self.table[p, self.columns.layout[key]] = layout.ctypes.data
         if not self.copy:
-            self.copy = compile_text(COPY, 6).address
+            self.copy = compile_text(COPY, 6, "vectorized").address
             for job in self.jobs:
                 job[JOB.copy] = self.copy
         return self.columns.bit[key]

@@ -3,15 +3,17 @@
     step = CompiledStep(before, now, present, gradients, ranges)       # `Tables`
     step.keep(place, fingerprint)                                      # a gradient was checked, and looks so
     step.serve([(runner, places, counts, groups, numbers)], steps)     # `Part`: the buckets that it runs
-    step.run(values, zero)                                             # False: something is new, and nothing was written
+    step.expect(ids)                                                   # of what has to stand in the containers
+    step.run(standing, values, zero)                                   # 0: something is new, and nothing was written
 
 Nothing of Python runs in between, so a step happened or it did not, whatever interrupts it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,14 +21,14 @@ import numpy as np
 
 from optimkit.arrays import DTYPES, Fingerprint
 from optimkit.engines.cpu import text
-from optimkit.engines.cpu.kernels import Kernel, compile_text
+from optimkit.engines.cpu.kernels import compile_text
 from optimkit.engines.cpu.look import ANSWERS, ARRAY, KNOWN, LIST, TOLD, UNSEEN_ROW, look_text
 from optimkit.engines.cpu.rows import rows_text
 from optimkit.engines.cpu.runner import CpuRunner
 from optimkit.engines.tables import Columns
 from optimkit.fusion.stages import GRADIENT
 
-JOB = Columns(*TOLD, *ANSWERS, "mode", "zero", "buckets", "n_buckets", "program", "n_program", "steps", "done")
+JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "program", "n_program", "steps")
 LOOK, PREPARE, RUN, COUNT = range(4)  # modes: each does what those before it do, but for COUNT, which only counts
 BUCKET = Columns(
     "members", "places", "table", "entry_bytes", "gradient", "counts", "groups", "numbers", "number_bytes",
@@ -36,7 +38,7 @@ CALL = Columns("function", "call_job", "call_counter")  # a call of the program
 
 _TEXT = """\
 # a warm step: gradients, rows of host values, kernels, counts
-from optimkit.engines.cpu.language import call, load_int64 as word, store_int64 as put
+from optimkit.engines.cpu.language import call, int64, load_int64 as word, store_int64 as put
 
 {names}
 
@@ -79,30 +81,33 @@ def count_up(job, bucket):
         put(counts, p, word(counts, p) + word(present, word(places, p)))
 
 
-def kernel(job):
-    mode, buckets, program, n = word(job, JOB_MODE), word(job, JOB_BUCKETS), word(job, JOB_PROGRAM), word(job, JOB_N)
-    go = mode == {counting}
+def kernel(job, standing, values, mode, zero) -> int64:
+    # 1 where the step is taken, or may be; 0 where something is new, and nothing was changed
+    buckets, program, n = word(job, JOB_BUCKETS), word(job, JOB_PROGRAM), word(job, JOB_N)
     if mode != {counting}:
-        look(job)
-        refused = word(job, JOB_OTHER) != 0 or word(job, JOB_MEET) != 0 or word(job, JOB_ACTIVE) == 0
-        if mode != {looking} and not refused and not (word(job, JOB_ZERO) and word(job, JOB_READ_ONLY)):
-            for b in range(word(job, JOB_N_BUCKETS)):
-                prepare(job, buckets + b * {bucket_bytes})
-            for i in range(n):
-                put(word(job, JOB_BEFORE), i, word(word(job, JOB_NOW), i))
-                put(word(job, JOB_PRESENT), i, word(word(job, JOB_HERE), i))
-            put(job, JOB_DONE, 1)
-            go = mode == {running}
-            if go:
-                for k in range(word(job, JOB_N_PROGRAM)):
-                    each = program + k * {call_bytes}
-                    put(word(each, CALL_COUNTER), 0, 0)
-                    put(word(each, CALL_JOB), {zero}, word(job, JOB_ZERO))
-                    call(word(each, FUNCTION), word(each, CALL_JOB))
-    if go:
+        if mode != {looking} and not same_objects(job, standing):
+            return 0
+        look(job, values)
+        if mode == {looking} or word(job, JOB_OTHER) or word(job, JOB_MEET) or not word(job, JOB_ACTIVE):
+            return 0
+        if zero and word(job, JOB_READ_ONLY):
+            return 0
         for b in range(word(job, JOB_N_BUCKETS)):
-            count_up(job, buckets + b * {bucket_bytes})
-        put(word(job, JOB_STEPS), 0, word(word(job, JOB_STEPS), 0) + 1)
+            prepare(job, buckets + b * {bucket_bytes})
+        for i in range(n):
+            put(word(job, JOB_BEFORE), i, word(word(job, JOB_NOW), i))
+            put(word(job, JOB_PRESENT), i, word(word(job, JOB_HERE), i))
+        if mode == {preparing}:
+            return 1
+        for k in range(word(job, JOB_N_PROGRAM)):
+            each = program + k * {call_bytes}
+            put(word(each, CALL_COUNTER), 0, 0)
+            put(word(each, CALL_JOB), {zero}, zero)
+            call(word(each, FUNCTION), word(each, CALL_JOB))
+    for b in range(word(job, JOB_N_BUCKETS)):
+        count_up(job, buckets + b * {bucket_bytes})
+    put(word(job, JOB_STEPS), 0, word(word(job, JOB_STEPS), 0) + 1)
+    return 1
 """
 
 
@@ -116,7 +121,7 @@ def _text() -> str:
         *(columns.text(str.upper, look + _TEXT) for columns in (LIST, ARRAY, BUCKET, CALL, Columns(*text.ENTRY))),
     ]
     return _TEXT.format(
-        names="\n".join(names), look=look, absent=text.ABSENT, counting=COUNT, looking=LOOK, running=RUN,
+        names="\n".join(names), look=look, absent=text.ABSENT, counting=COUNT, looking=LOOK, preparing=PREPARE,
         bucket_bytes=8 * len(BUCKET), call_bytes=8 * len(CALL), zero=text.JOB.zero,
     )  # fmt: skip
 
@@ -157,7 +162,9 @@ class CompiledStep:
         tables = Tables(*known)
         n = len(tables.before)
         self.tables = tables
-        self.kernel: Kernel = compile_text(_text())
+        words = [ctypes.c_int64] * 5
+        function = ctypes.PYFUNCTYPE(ctypes.c_int64, *words)
+        self.kernel: Callable[..., int] = function(compile_text(_text(), len(words)).address)
         self.known, self.others, self.here = np.zeros((n, len(KNOWN)), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.known[:, KNOWN.dtype] = UNSEEN_ROW
         self.order = np.arange(2 * n)
@@ -185,15 +192,10 @@ class CompiledStep:
 
     def compare(self, values: list[Any]) -> list[int]:
         """The places of gradients that look otherwise than when they were last there; nothing is changed by a look."""
-        self._call(values, LOOK, False)
+        self.kernel(self.address, 0, id(values), LOOK, False)
         other, moved, meet, read_only = self.job[JOB.other : JOB.active].tolist()
         self.moved, self.meet, self.read_only = moved > 0, meet > 0, read_only > 0
         return self.others[:other].tolist() if other else []
-
-    def _call(self, values: list[Any], mode: int, zero: bool) -> None:
-        job = self.job
-        job[JOB.items], job[JOB.mode], job[JOB.zero], job[JOB.done] = id(values), mode, zero, 0
-        self.kernel.held(self.address)
 
     # ---- steps
 
@@ -228,19 +230,22 @@ class CompiledStep:
         job[JOB.steps] = steps.ctypes.data
         return True
 
-    def run(self, values: list[Any], zero: bool) -> bool:
-        """Take a step with these gradients; False, and nothing is written, where something is new, or there is none."""
-        self._call(values, RUN, zero)
-        return bool(self.job[JOB.done])
+    def expect(self, ids: np.ndarray) -> None:
+        """What has to stand in the containers, by the ids of the objects."""
+        self.ids = ids
+        self.job[JOB.ids], self.job[JOB.n_ids] = ids.ctypes.data, len(ids)
 
-    def prepare(self, values: list[Any], zero: bool) -> bool:
+    def run(self, standing: list[Any], values: list[Any], zero: bool) -> int:
+        """Take a step with these gradients; 0, and nothing is written, where something is new, or there is none."""
+        return self.kernel(self.address, id(standing), id(values), RUN, zero)
+
+    def prepare(self, standing: list[Any], values: list[Any], zero: bool) -> int:
         """The same, but for the kernels, which the caller runs: on several threads. Then `count` follows."""
-        self._call(values, PREPARE, zero)
-        return bool(self.job[JOB.done])
+        return self.kernel(self.address, id(standing), id(values), PREPARE, zero)
 
     def count(self) -> None:
         """The kernels have run: count."""
-        self._call([], COUNT, False)
+        self.kernel(self.address, 0, 0, COUNT, False)
 
 
 @cache
