@@ -132,6 +132,7 @@ def test_numbers_of_links_and_penalties_compile_nothing(fresh_cache):
     clip, scale, penalty = ClipByGlobalNorm(1.0), Scale(), L2(0.1)
     opt = make_rule("HasLinks")(params(), transforms=[clip, scale], penalty=penalty)
     opt.step(grads())
+    opt.step(grads())
     w = opt["W"].data.copy()
     count = Count()
     clip.max_norm, scale.rate, penalty.l2 = 0.5, 0.0, 0.2

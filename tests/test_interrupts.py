@@ -47,7 +47,7 @@ def test_ctrl_c_in_a_pass_waits_for_the_end_of_the_step(engine, method, place, m
     runner = opt._run.steps.buckets[place].runner
     with monkeypatch.context() as patch:
         patch.setattr(runner, method, interrupted(getattr(runner, method)))
-        grads = gradients()
+        grads = {name: np.repeat(g, 2, axis=-1)[..., ::2] for name, g in gradients().items()}  # they look new: the step is not warm
         with pytest.raises(KeyboardInterrupt):
             opt.step(grads, zero_grad=True)
     assert not grads["a"].any() | grads["b"].any()
@@ -60,6 +60,40 @@ def test_ctrl_c_in_a_pass_waits_for_the_end_of_the_step(engine, method, place, m
         assert [opt.state[name].t for name in "ab"] == [plain.state[name].t for name in "ab"]
         for each in (opt, plain):
             each.step(gradients())
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer that sends a signal")
+@pytest.mark.parametrize("make", [Adam, lambda w: AdamW(w, transforms=[ClipByGlobalNorm(1.0)])], ids=["Adam", "clipped"])
+def test_an_interrupt_anywhere_in_a_warm_step_leaves_it_whole_or_untaken(make):
+    class Alarm(Exception):
+        pass
+
+    def ring(*args):
+        raise Alarm
+
+    one, two = weights(), weights()
+    opt, plain, grads = make(one), make(two), gradients()
+    for _ in range(3):
+        opt.step(grads)
+    before, rang = signal.signal(signal.SIGALRM, ring), 0
+    try:
+        for attempt in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + attempt % 80))
+                for _ in range(10):
+                    opt.step(grads)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Alarm:
+                rang += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rang > 100, "no step was interrupted: nothing was tested"
+    for _ in range(opt.count):
+        plain.step(grads)
+    assert [opt.state[name].t for name in "ab"] == [opt.count] * 2
+    for name in "ab":
+        assert one[name].tobytes() == two[name].tobytes()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -233,7 +233,8 @@ class Run:
             return None
         buckets, compiled = self.steps.buckets, gradients.fingerprints.compile(make)
         numbers = [Numbers(self.step_number, self.links, bucket.groups, bucket.plan.numbers) for bucket in buckets]
-        return WarmStep.of(gradients, self.watch, buckets, compiled, numbers, self.counted)
+        checked = self.settings.nonfinite != "allow"
+        return WarmStep.of(gradients, self.watch, buckets, compiled, numbers, self.shared, checked, self.counted)
 
     def forget_warm(self) -> None:
         """Steps are not warm any more."""

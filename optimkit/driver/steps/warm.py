@@ -20,6 +20,7 @@ from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.interrupts import deferred_interrupts
 from optimkit.driver.steps.result import StepResult
+from optimkit.driver.steps.uniforms import Shared
 from optimkit.rules.rule import Rule
 
 Value = Callable[[Group, Hashable], float]
@@ -86,14 +87,21 @@ class WarmStep:
         buckets: Sequence[Bucket],
         compiled: Compiled,
         numbers: Sequence[Numbers],
+        shared: Shared,
+        checked: bool,
         steps: np.ndarray,
     ) -> WarmStep | None:
-        """Those of buckets that have taken a first step; None where compiled code can't take them."""
+        """Those of buckets that have taken a first step; None where compiled code can't take them.
+
+        `shared` are the slots of the optimizer. `checked`: a step with a NaN or Inf in a gradient is left to others. Steps
+        are counted in `steps`.
+        """
         parts = [
-            (bucket.runner, bucket.places, bucket.t, bucket.group_of, own.table)
+            (bucket.runner, bucket.places, bucket.t, bucket.group_of, own.table, [entry.uniforms for entry in bucket.entries])
             for bucket, own in zip(buckets, numbers, strict=True)
         ]
-        return cls(gradients, watch, buckets, numbers, compiled) if compiled.serve(parts, steps) else None
+        served = compiled.serve(parts, shared, checked, steps)
+        return cls(gradients, watch, buckets, numbers, compiled) if served else None
 
     def take(self, grads: Any, zero: bool) -> StepResult | None:
         """Take a step, or None, and nothing is written."""
@@ -113,7 +121,7 @@ class WarmStep:
             self.ids = watch.ids
             self.compiled.expect(watch.ids)
         if (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero):
-            return StepResult(True)
+            return StepResult(True, self.compiled.norm)
         present = gradients.fingerprints.present != 0
         for bucket in self.buckets:
             bucket.stepped_elsewhere(present)

@@ -1,6 +1,7 @@
 """The host level in compiled code: a row of host values, from the numbers of a group and its count of updates.
 
-The same values as `plan.host` gives in Python, to the bit, cast once to the dtype in which kernels compute.
+The same values as `plan.host` gives in Python, to the bit, cast once to the dtype in which kernels compute; and once more
+as they are, `wide`, for the uniform level.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from optimkit.fusion.graph import BOOLEAN, Node, walk
 from optimkit.fusion.stages import Plan
 
 # Python's own rounding functions know no -0.0; its hypot is none that the C library has.
+ROUNDING = ("floor", "ceil", "round")
 _OWN = {
     "floor": "(floor({0}) + 0.0)",
     "ceil": "(ceil({0}) + 0.0)",
@@ -22,7 +24,7 @@ _OWN = {
     "count_power": "count_power({0}, {1})",
     "imag": "0.0",
 }
-_HOST = {name: text.replace("real(", "float64(") for name, text in (TABLE | _OWN).items() if name != "hypot"}
+HOST = {name: text.replace("real(", "float64(") for name, text in (TABLE | _OWN).items() if name != "hypot"}
 
 _COUNT_POWER = """\
 
@@ -44,7 +46,7 @@ _TEXT = """\
 from optimkit.engines.cpu.language import {names}
 {powers}
 
-def kernel(numbers, count, row):
+def kernel(numbers, count, row, wide):
 {body}
 """
 
@@ -53,27 +55,34 @@ def kernel(numbers, count, row):
 def rows_text(plan: Plan, dtype: DType) -> str | None:
     """The text of the function that fills a row; None where an operation is not the same in compiled code."""
     nodes = [node for node in walk(plan.hosts) if node.args]
-    if any(node.op not in _HOST for node in nodes):
+    if any(node.op not in HOST for node in nodes):
         return None
     body = Body()
 
     def leaf(node: Node) -> str:
         if node.op == "number":
             return f"n{plan.numbers.index(node.key)}"
-        return "t" if node.op == "count" else _constant(node)
+        return "t" if node.op == "count" else constant_text(node)
 
-    write_statements(body, nodes, plan.hosts, _HOST, leaf)
+    write_statements(body, nodes, plan.hosts, HOST, leaf)
     numbers = [f"n{place} = load_float64(numbers, {place})" for place in range(len(plan.numbers))]
     statements = [f"{name} = {text}" for name, text, _ in body.statements]
     stores = [f"store_{dtype.compute}(row, {column}, {dtype.compute}({end}))" for column, end in enumerate(body.ends)]
+    if plan.uniform_rounds:
+        stores += [f"store_float64(wide, {column}, float64({end}))" for column, end in enumerate(body.ends)]
     text = indent(["t = float64(count)", *numbers, *statements, *stores], 1)
-    powers = _COUNT_POWER if "count_power(" in text else ""
+    powers = powers_of(text)
     return _TEXT.format(
         name=plan.program.name, dtype=dtype.name, names=used_names(text + powers), powers=powers, body=text
     )
 
 
-def _constant(node: Node) -> str:
+def powers_of(text: str) -> str:
+    """The function that a text calls for powers, where it does."""
+    return _COUNT_POWER if "count_power(" in text else ""
+
+
+def constant_text(node: Node) -> str:
     if node.kind == BOOLEAN:
         return repr(bool(node.key))
     return repr(float(node.key))  # type: ignore[arg-type]

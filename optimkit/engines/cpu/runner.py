@@ -63,6 +63,7 @@ class CpuRunner:
         self.scratch: list[np.ndarray] = []
         self.scratch_words = max(most, 1) * LANES + scratch_bytes(self.strided) // WORD
         self.jobs: list[np.ndarray] = []
+        self.stage_jobs: list[np.ndarray] = []
         self.addresses: list[int] = []
         self.workers, self.copy = 1, 0
         self._make_job(0)
@@ -82,7 +83,7 @@ class CpuRunner:
         self.table[p, self.columns.layout[key]] = layout.ctypes.data
         if not self.copy:
             self.copy = compile_text(COPY, 6, "vectorized").address
-            for job in self.jobs:
+            for job in (*self.jobs, *self.stage_jobs):
                 job[JOB.copy] = self.copy
         return self.columns.bit[key]
 
@@ -115,6 +116,13 @@ class CpuRunner:
         self.workers = 1 if not self.threaded else min(threads.get_num_threads(), len(self.chunks))
         for thread in range(len(self.jobs), self.workers):
             self._make_job(thread)
+
+    def job_of(self, number: int) -> np.ndarray:
+        """A job of its own for a stage that reduces, on this thread; it is kept up to date."""
+        job = self.jobs[0].copy()
+        job[JOB.results], job[JOB.operations], job[JOB.count] = self.reductions[number].words
+        self.stage_jobs.append(job)
+        return job
 
     def _make_job(self, thread: int) -> None:
         """The words of a thread's job that do not change from stage to stage."""

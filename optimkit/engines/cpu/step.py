@@ -2,7 +2,7 @@
 
     step = CompiledStep(before, now, present, gradients, ranges)       # `Tables`
     step.keep(place, fingerprint)                                      # a gradient was checked, and looks so
-    step.serve([(runner, places, counts, groups, numbers)], steps)     # `Part`: the buckets that it runs
+    step.serve([part], shared, checked, steps)                         # `program.Part`: the buckets that it runs
     step.expect(ids)                                                   # of what has to stand in the containers
     step.run(standing, values, zero)                                   # 0: something is new, and nothing was written
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,22 +23,21 @@ from optimkit.arrays import DTYPES, Fingerprint
 from optimkit.engines.cpu import text
 from optimkit.engines.cpu.kernels import compile_text
 from optimkit.engines.cpu.look import ANSWERS, ARRAY, KNOWN, LIST, TOLD, UNSEEN_ROW, look_text
+from optimkit.engines.cpu.program import CALL, Part, Program
 from optimkit.engines.cpu.rows import rows_text
-from optimkit.engines.cpu.runner import CpuRunner
 from optimkit.engines.tables import Columns
 from optimkit.fusion.stages import GRADIENT
 
-JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "program", "n_program", "steps")
+JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "program", "n_reads", "n_program", "checked", "norm", "steps")
 LOOK, PREPARE, RUN, COUNT = range(4)  # modes: each does what those before it do, but for COUNT, which only counts
 BUCKET = Columns(
     "members", "places", "table", "entry_bytes", "gradient", "counts", "groups", "numbers", "number_bytes",
-    "rows", "row_bytes", "fill_row", "row_group", "row_count",
+    "rows", "row_bytes", "wide", "wide_bytes", "fill_row", "row_group", "row_count", "write_job",
 )  # fmt: skip
-CALL = Columns("function", "call_job", "call_counter")  # a call of the program
 
 _TEXT = """\
 # a warm step: gradients, rows of host values, kernels, counts
-from optimkit.engines.cpu.language import call, int64, load_int64 as word, store_int64 as put
+from optimkit.engines.cpu.language import call, int64, load_float64, load_int64 as word, store_int64 as put
 
 {names}
 
@@ -68,7 +67,8 @@ def prepare(job, bucket):
                     put(row_group, row, group)
                     put(row_count, row, count)
                     numbers = word(bucket, NUMBERS) + group * word(bucket, NUMBER_BYTES)
-                    call(word(bucket, FILL_ROW), numbers, count, word(bucket, ROWS) + row * word(bucket, ROW_BYTES))
+                    narrow = word(bucket, ROWS) + row * word(bucket, ROW_BYTES)
+                    call(word(bucket, FILL_ROW), numbers, count, narrow, word(bucket, WIDE) + row * word(bucket, WIDE_BYTES))
                     rows += 1
             put(entry, ROW, row)
         else:
@@ -79,6 +79,13 @@ def count_up(job, bucket):
     present, places, counts = word(job, JOB_PRESENT), word(bucket, PLACES), word(bucket, COUNTS)
     for p in range(word(bucket, MEMBERS)):
         put(counts, p, word(counts, p) + word(present, word(places, p)))
+
+
+def run(program, first, last):
+    for k in range(first, last):
+        each = program + k * {call_bytes}
+        put(word(each, CALL_COUNTER), 0, 0)
+        call(word(each, FUNCTION), word(each, CALL_JOB))
 
 
 def kernel(job, standing, values, mode, zero) -> int64:
@@ -99,11 +106,13 @@ def kernel(job, standing, values, mode, zero) -> int64:
             put(word(job, JOB_PRESENT), i, word(word(job, JOB_HERE), i))
         if mode == {preparing}:
             return 1
-        for k in range(word(job, JOB_N_PROGRAM)):
-            each = program + k * {call_bytes}
-            put(word(each, CALL_COUNTER), 0, 0)
-            put(word(each, CALL_JOB), {zero}, zero)
-            call(word(each, FUNCTION), word(each, CALL_JOB))
+        run(program, 0, word(job, JOB_N_READS))
+        norm = load_float64(word(job, JOB_NORM), 0)
+        if word(job, JOB_CHECKED) and norm - norm != 0.0:
+            return 0
+        for b in range(word(job, JOB_N_BUCKETS)):
+            put(word(buckets + b * {bucket_bytes}, WRITE_JOB), {zero}, zero)
+        run(program, word(job, JOB_N_READS), word(job, JOB_N_PROGRAM))
     for b in range(word(job, JOB_N_BUCKETS)):
         count_up(job, buckets + b * {bucket_bytes})
     put(word(job, JOB_STEPS), 0, word(word(job, JOB_STEPS), 0) + 1)
@@ -138,17 +147,6 @@ class Tables(NamedTuple):
     present: np.ndarray
     gradients: np.ndarray
     ranges: np.ndarray
-
-
-class Part(NamedTuple):
-    """A bucket as a compiled step sees it: what runs it, where its members stand, their counts and groups, and the numbers of
-    the groups, (groups, numbers) float64."""
-
-    runner: CpuRunner
-    places: np.ndarray
-    counts: np.ndarray
-    groups: np.ndarray
-    numbers: np.ndarray
 
 
 class CompiledStep:
@@ -199,36 +197,47 @@ class CompiledStep:
 
     # ---- steps
 
-    def serve(self, buckets: Sequence[tuple[Any, ...]], steps: np.ndarray) -> bool:
-        """Run steps of these buckets, given as `Part`, from now on, and count them in `steps`; False where that can't be."""
+    def serve(
+        self, buckets: Sequence[tuple[Any, ...]], shared: Mapping[Any, np.ndarray], checked: bool, steps: np.ndarray
+    ) -> bool:
+        """Run steps of these buckets, given as `Part`, from now on; False where that can't be.
+
+        `shared` are the slots of the optimizer. `checked`: a step is not taken where the norm of the gradients is not
+        finite. Steps are counted in `steps`.
+        """
         parts = [Part(*bucket) for bucket in buckets]
         rows = [rows_text(part.runner.plan, part.runner.dtype) for part in parts]
-        plans = [part.runner.plan for part in parts]
-        more = any(len(plan.stages) > 1 or plan.calls or plan.uniform_rounds for plan in plans)
-        if more or any(text is None for text in rows):
+        program = Program(parts, self.tables.present, shared)
+        if any(text is None for text in rows) or not program.possible():
             return False
-        self.fill_rows = [compile_text(text, 3) for text in rows if text is not None]
-        self.parts, self.steps = parts, steps
-        self.buckets = np.zeros((len(parts), len(BUCKET)), np.int64)
-        self.program = np.zeros((len(parts), len(CALL)), np.int64)
+        program.lay_out()
+        self.program, self.steps = program, steps
+        self.fill_rows = [compile_text(text, 4) for text in rows if text is not None]
         self.scratch = [np.zeros((2, len(part.places)), np.int64) for part in parts]
-        for bucket, call, part, fill_row, scratch in zip(
-            self.buckets, self.program, parts, self.fill_rows, self.scratch, strict=True
-        ):
-            runner = part.runner
-            told = {"members": len(part.places), "gradient": runner.columns.address[GRADIENT], "fill_row": fill_row.address}
-            told |= {"entry_bytes": runner.table.strides[0], "number_bytes": part.numbers.strides[0]}
-            told |= {"row_bytes": runner.rows.strides[0]}
-            tables = {"places": part.places, "table": runner.table, "counts": part.counts, "groups": part.groups}
-            tables |= {"numbers": part.numbers, "rows": runner.rows, "row_group": scratch[0], "row_count": scratch[1]}
-            for name, value in (told | {name: table.ctypes.data for name, table in tables.items()}).items():
-                bucket[getattr(BUCKET, name)] = value
-            call[:] = runner.kernels[-1].address, runner.jobs[0].ctypes.data, runner.counter.ctypes.data
+        self.buckets = np.array([self._bucket_words(number) for number in range(len(parts))], np.int64)
         job = self.job
         job[JOB.buckets], job[JOB.n_buckets] = self.buckets.ctypes.data, len(parts)
-        job[JOB.program], job[JOB.n_program] = self.program.ctypes.data, len(parts)
-        job[JOB.steps] = steps.ctypes.data
+        job[JOB.program], job[JOB.n_program] = program.calls.ctypes.data, len(program.calls)
+        job[JOB.n_reads], job[JOB.checked] = program.n_reads, checked and program.has_norm
+        job[JOB.norm], job[JOB.steps] = program.norm.ctypes.data, steps.ctypes.data
         return True
+
+    def _bucket_words(self, number: int) -> list[int]:
+        part, wide, scratch = self.program.parts[number], self.program.wide[number], self.scratch[number]
+        runner = part.runner
+        told = {"members": len(part.places), "gradient": runner.columns.address[GRADIENT]}
+        told |= {"fill_row": self.fill_rows[number].address, "entry_bytes": runner.table.strides[0]}
+        told |= {"number_bytes": part.numbers.strides[0], "row_bytes": runner.rows.strides[0], "wide_bytes": wide.strides[0]}
+        tables = {"places": part.places, "table": runner.table, "counts": part.counts, "groups": part.groups}
+        tables |= {"numbers": part.numbers, "rows": runner.rows, "wide": wide, "write_job": runner.jobs[0]}
+        tables |= {"row_group": scratch[0], "row_count": scratch[1]}
+        told |= {name: table.ctypes.data for name, table in tables.items()}
+        return [told[name] for name in BUCKET.names]
+
+    @property
+    def norm(self) -> float | None:
+        """The norm of all gradients of the latest step, where it was computed."""
+        return float(self.program.norm[0]) if self.program.has_norm else None
 
     def expect(self, ids: np.ndarray) -> None:
         """What has to stand in the containers, by the ids of the objects."""
