@@ -126,6 +126,34 @@ class Optimizer(Membership, base=True):
         with self._run.lock:
             return take_step(self._run, grads, zero_grad)
 
+    def warm_up(self) -> None:
+        """Compile ahead of the first step all that steps of these parameters may need.
+
+        Any set of gradients and any memory layout of theirs is covered; so are later steps, until structure changes. Nothing
+        is written and nothing is counted. Without it the first two steps of a process compile what they need, or find it
+        in the folder of kernels. The first compile is a line of the logger "optimkit", at level INFO.
+
+        Raises
+        ------
+        RuntimeError
+            If there are no parameters yet, or it is called in a step.
+        KernelError
+            If a kernel can't be compiled; it is a RuntimeError, and holds the kernel's text.
+
+        Examples
+        --------
+        >>> import numpy as np, optimkit
+        >>> opt = optimkit.Adam({"w": np.ones(3)}, lr=1e-3)
+        >>> opt.warm_up()
+        >>> opt.count
+        0
+        """
+        run = self._run
+        with run.lock:
+            run.require_entries()
+            run.refuse_in_step("warm_up()")
+            run.compile_ahead()
+
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Fill the gradients in `.grad` with zeros, or set them to None.
 

@@ -227,6 +227,15 @@ class Run:
             self.warm, self.warm_tried = self._make_warm(self.gradients), True
         return self.warm
 
+    def compile_ahead(self) -> None:
+        """Compile what steps of these parameters may need."""
+        self.check_versions()
+        gradients, _ = self.ready_gradients()
+        for bucket in self.ready_steps().buckets:
+            bucket.runner.compile_ahead()
+        if not self.warm_tried:
+            self.warm, self.warm_tried = self._make_warm(gradients), True
+
     def _make_warm(self, gradients: Gradients) -> WarmStep | None:
         make = self.steps.compiled_step() if self.steps is not None else None
         if self.steps is None or self.watch is None or make is None:

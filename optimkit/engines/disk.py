@@ -109,6 +109,17 @@ def _checksum(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
+@cache
+def say_compiling() -> None:
+    """Say once in a process that it is slower to start, since it compiles."""
+    import logging  # takes a tenth of a start without compiling, which does not need it
+
+    logging.getLogger("optimkit").info(
+        "compiling kernels, which takes some tenths of a second for each rule and dtype, once: they are kept in %s",
+        folder_path(),
+    )
+
+
 def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
 

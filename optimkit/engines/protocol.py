@@ -78,6 +78,9 @@ class Runner(Protocol):
     def presence_changed(self, active: np.ndarray) -> None:
         """These members have a gradient, (members,) bool; before the first step, none has."""
 
+    def compile_ahead(self) -> None:
+        """Compile what only some steps need; what all need is compiled when it is made."""
+
     def gradients_moved(self, shifts: np.ndarray) -> None:
         """The gradients lie elsewhere, by so many bytes, (members,) int64; what they look like is as before."""
 

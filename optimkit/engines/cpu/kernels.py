@@ -111,8 +111,7 @@ def _object(text: str, key: str, loops: Loops) -> bytes:
         return code
     from optimkit.engines.cpu.lower import lower
 
-    if not counters.compiles:
-        _say_first()
+    disk.say_compiling()
     counters.compiles += 1
     try:
         code = _llvm().compile(lower(text), key, loops)
@@ -120,15 +119,6 @@ def _object(text: str, key: str, loops: Loops) -> bytes:
         raise KernelError(f"a kernel can't be compiled: {error}\n{text}") from error
     disk.keep(f"{key}.o", code)
     return code
-
-
-def _say_first() -> None:
-    import logging  # costs a tenth of a warm start, and is not needed there
-
-    logging.getLogger("optimkit").info(
-        "compiling kernels for the first time: some tenths of a second, once for each rule and dtype; kept in %s",
-        disk.folder_path(),
-    )
 
 
 class _Llvm:

@@ -81,11 +81,15 @@ class CpuRunner:
             return 0  # what is of our own making has the dtype that the kernel expects
         layout = self.layouts[p, key] = layout_words(where, self.members[p].size, DTYPES[self.dtype.compute])
         self.table[p, self.columns.layout[key]] = layout.ctypes.data
+        self._need_copies()
+        return self.columns.bit[key]
+
+    def _need_copies(self) -> None:
+        """Arrays are copied to and from scratch memory: tell the jobs what does it."""
         if not self.copy:
             self.copy = compile_text(COPY, 6, "vectorized").address
             for job in (*self.jobs, *self.stage_jobs):
                 job[JOB.copy] = self.copy
-        return self.columns.bit[key]
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
         for p in numbers:
@@ -99,6 +103,9 @@ class CpuRunner:
     def presence_changed(self, active: np.ndarray) -> None:
         flags = self.table[:, self.columns.flags]
         self.table[:, self.columns.flags] = (flags & ~ABSENT) | ABSENT * ~active
+
+    def compile_ahead(self) -> None:
+        self._need_copies()
 
     def gradients_moved(self, shifts: np.ndarray) -> None:
         self.table[:, self.columns.address[GRADIENT]] += shifts

@@ -64,6 +64,9 @@ class EagerRunner:
     def presence_changed(self, active: np.ndarray) -> None:
         pass
 
+    def compile_ahead(self) -> None:
+        pass
+
     def gradients_moved(self, shifts: np.ndarray) -> None:
         pass
 
