@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "in the same round: the median, and the least and the largest round.",
     )
     bench.add_argument("--backend", default="numpy", metavar="NAME", help="numpy (default) or cupy")
-    parts = "parts, separated by commas: sgd adam adamw tail, large resnet small mlp, extras"
+    parts = "parts, separated by commas: sgd adam adamw tail, large resnet small mlp, extras, loop"
     bench.add_argument("--only", metavar="NAMES", help=parts)
     bench.add_argument("--rounds", metavar="N", help="interleaved rounds (default: 15, with --quick 3)")
     bench.add_argument("--threads", metavar="N", help="threads on the CPU, torch's too (default: as optimkit takes)")

@@ -155,9 +155,13 @@ def test_replaced_gradients_are_other_arrays(monkeypatch):
 
 
 def test_first_steps_start_cold_and_find_the_cache():
-    found = fresh.measure_first_step("sgd", "float32", 1)
+    found = fresh.measure_first_step("sgd", "float32", 1, torch=False)
     assert found.compiles >= 1
     assert found.cached_compiles == 0
+    assert (found.torch, found.cold_ratio, found.cached_ratio) == (0.0, 0.0, 0.0)
+    if not contestants.torch_problem():
+        found = fresh.measure_first_step("sgd", "float32", 1, torch=True)
+        assert found.cold_ratio == found.cold / found.torch
 
 
 def test_imports_are_fresh():

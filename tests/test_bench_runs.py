@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_bench import TORCH
 
-from optimkit.bench import cpu, cupy, measure, neighbours, report, targets
+from optimkit.bench import cpu, cupy, loop, measure, neighbours, report, targets
 from optimkit.bench.contestants import BY_HAND, FLOOR, FOREACH, FUSED, OPTIMKIT, Contestant
 from optimkit.bench.options import Options
 from optimkit.bench.run import run
@@ -78,16 +78,27 @@ def judged(options, found):
 def test_targets():
     extras = {
         "imports": {"ratio": {"median": 1.6}},
-        "first_steps": [{"cold": 1.0, "cached": 0.9}, {"cold": 2.6, "cached": 0.5}],
+        "first_steps": [
+            {"workload": "adam", "torch": 2.0, "cold_ratio": 0.26, "cached_ratio": 0.12},
+            {"workload": "tail", "torch": 2.0, "cold_ratio": 0.4, "cached_ratio": 0.5},
+        ],
         "replaced": {"seconds": [1e-6, 1.5e-6, 9e-6]},
     }
+    lines = [
+        {"part": "warm step", "title": "Adam, 4 arrays, 1,000 elements", "ratio": {"median": 0.26}},
+        {"part": "warm step", "title": "clip + AdamW, 4 arrays, 1,000 elements", "ratio": {"median": 9.0}},
+        {"part": "loop", "title": "training loop, 1,000 weights", "ratio": {"median": 0.3}},
+        {"part": "loop", "title": "training loop, 100,000 weights", "ratio": {"median": 0.51}},
+        {"part": "halves", "title": "halves of 200 arrays in turn", "ratio": {"median": 1.0}},
+        {"part": "halves", "title": "halves of 20 arrays in turn", "ratio": {"median": 1.4}},
+    ]
     cells = [
-        cell("adam", "large", 1.14),
-        cell("adam", "mlp", 2.0),
+        cell("adam", "large", 0.99, over_floor=1.07),
+        cell("adam", "mlp", 1.6),
         cell("tail", "resnet", over_floor=1.31),
         cell("sgd", "large"),
     ]
-    found = {"cells": cells, "extras": extras, "torch": {"problem": ""}}
+    found = {"cells": cells, "extras": extras, "loop": lines, "torch": {"problem": ""}}
     assert judged(Options(threads=2), found) == {
         "torch's fused Adam over optimkit's, large": False,
         "torch's fused Adam over optimkit's, resnet": None,
@@ -99,18 +110,28 @@ def test_targets():
         "clip + AdamW + zeroing over its memory traffic, resnet": False,
         "allocated in a warm step": True,
         "import optimkit over import numpy": False,
-        "first step, cold": False,
-        "first step, from cache": True,
+        "first step over import torch, Adam, cold": False,
+        "first step over import torch, clip + AdamW + zeroing, cold": True,
+        "first step over import torch, Adam, from cache": True,
+        "a warm step over Adam by hand": False,
+        "a step in a loop over Adam by hand, 1,000 weights": True,
+        "a step in a loop over Adam by hand, 14,000 weights": None,
+        "a step in a loop over Adam by hand, 100,000 weights": False,
+        "a step of one half of the arrays, in turn, over one of all": False,
         "a replaced gradient, per parameter": True,
     }
     for options in (Options(threads=1), Options(threads=2, quick=True), Options(threads=2, dtype="float64")):
         assert set(judged(options, found).values()) == {None}
         assert report.targets(targets.judge(options, found)).startswith("Targets: not measured, ")
-    without = {"cells": [{**cells[0], "ratios": {}}], "extras": None, "torch": {"problem": "no torch here"}}
+    without = {"cells": [{**cells[0], "ratios": {}}], "extras": None, "loop": None, "torch": {"problem": "no torch here"}}
     text = report.targets(targets.judge(Options(threads=2), without))
-    assert "large: >= 1.15x: not measured, no torch here" in text
-    assert "first step, cold: <= 2.5 s: not measured, left out by --only" in text
-    assert "holds Adam over its memory traffic, large: <= 1.25x: 1.1x" in text
+    assert "large: >= 1x: not measured, no torch here" in text
+    assert "first step over import torch, Adam, cold: <= 0.25x: not measured, left out by --only" in text
+    assert "holds Adam over its memory traffic, large: <= 1.08x: 1.07x" in text
+    assert "a warm step over Adam by hand: <= 0.25x: not measured, left out by --only" in text
+    no_torch = {**extras, "first_steps": [{**step, "torch": 0.0} for step in extras["first_steps"]]}
+    text = report.targets(targets.judge(Options(threads=2), {**without, "extras": no_torch}))
+    assert "first step over import torch, Adam, cold: <= 0.25x: not measured, no torch here" in text
 
 
 def test_targets_of_a_device():
@@ -126,12 +147,18 @@ def test_targets_of_a_device():
 
 def test_only_names_parts():
     full = Options.read()
-    assert (full.workloads, full.shapes, full.extras) == (tuple(WORKLOADS), tuple(FULL), True)
+    assert (full.workloads, full.shapes, full.extras, full.loop) == (tuple(WORKLOADS), tuple(FULL), True, True)
     some = Options.read(only="mlp, Adam,large")
     assert (some.workloads, some.shapes, some.extras) == (("adam",), ("large", "mlp"), False)
     assert Options.read(only="extras").workloads == ()
     assert Options.read(only="tail,extras").shapes == tuple(FULL)
     assert Options.read(only="tail,extras").extras
+    small = Options.read(only="loop")
+    assert (small.workloads, small.shapes, small.extras, small.loop) == ((), (), False, True)
+    with pytest.raises(ValueError, match="--only loop is measured on the CPU alone; leave out --backend cupy"):
+        Options.read(backend="cupy", only="loop")
+    with pytest.raises(ValueError, match=r"--only names lop; write one or more of .*, extras, loop"):
+        Options.read(only="lop")
 
 
 def test_a_quick_run(tmp_path, capsys):
@@ -172,6 +199,25 @@ def test_a_quick_run(tmp_path, capsys):
         for name in others:
             assert each["ratios"][name] == measure.compare(seconds[name], seconds[OPTIMKIT])._asdict()
         assert each["over_floor"] == measure.compare(seconds[OPTIMKIT], seconds[FLOOR])._asdict()
+
+
+def test_a_quick_loop(tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    assert main(["bench", "--quick", "--only", "loop", "--rounds", "2", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    lines = json.loads(file.read_text())["loop"]
+    assert [line["part"] for line in lines] == ["warm step", "warm step", "loop", "halves", "halves"]
+    for line in lines:
+        assert line["title"] in text
+        own, other = line["seconds"][OPTIMKIT], line["seconds"][line["other"]]
+        assert len(own) == len(other) == 2
+        assert line["ratio"] == measure.compare(own, other)._asdict()
+
+
+def test_a_loop_whose_sides_differ_is_not_measured(monkeypatch):
+    monkeypatch.setattr(loop, "EPS", 0.5)
+    with pytest.raises(RuntimeError, match="Adam by hand computes something else than optimkit: W1 differs by"):
+        loop.measure_loop(1, "float32", quick=True)
 
 
 def test_a_run_without_torch_says_so(monkeypatch, capsys):

@@ -47,7 +47,8 @@ def test_ctrl_c_in_a_pass_waits_for_the_end_of_the_step(engine, method, place, m
     runner = opt._run.steps.buckets[place].runner
     with monkeypatch.context() as patch:
         patch.setattr(runner, method, interrupted(getattr(runner, method)))
-        grads = {name: np.repeat(g, 2, axis=-1)[..., ::2] for name, g in gradients().items()}  # they look new: the step is not warm
+        # what looks new makes the step one that is not warm
+        grads = {name: np.repeat(g, 2, axis=-1)[..., ::2] for name, g in gradients().items()}
         with pytest.raises(KeyboardInterrupt):
             opt.step(grads, zero_grad=True)
     assert not grads["a"].any() | grads["b"].any()

@@ -25,6 +25,7 @@ from optimkit.bench.contestants import (
 )
 from optimkit.bench.floor import floor_contestant
 from optimkit.bench.fresh import measure_first_step, measure_imports
+from optimkit.bench.loop import measure_loop
 from optimkit.bench.measure import LEAST, compare, run_rounds
 from optimkit.bench.options import Options
 from optimkit.bench.shapes import FULL, QUICK, Shapes
@@ -52,7 +53,7 @@ def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
 
 def _measure(options: Options, show: Callable[[str], None], problem: str) -> dict[str, Any]:
     engine = choose("numpy", "cpu", None).name
-    found: dict[str, Any] = {"engine": engine, "torch": {"problem": problem}, "cells": [], "extras": None}
+    found: dict[str, Any] = {"engine": engine, "torch": {"problem": problem}, "cells": [], "extras": None, "loop": None}
     show(_head(options, engine, problem))
     for workload in options.workloads:
         own = [measure_cell(options, workload, shape, not problem) for shape in options.shapes]
@@ -60,9 +61,15 @@ def _measure(options: Options, show: Callable[[str], None], problem: str) -> dic
         report.progress("")
         show(report.cells(own, OTHERS[:2] * (not problem) + OTHERS[2:], COLUMNS))
     if options.extras:
-        found["extras"] = measure_extras(options)
+        found["extras"] = measure_extras(options, not problem)
         report.progress("")
         show(report.extras(found["extras"]))
+    if options.loop:
+        report.progress("small models ...")
+        lines = measure_loop(options.rounds, options.dtype, options.quick)
+        found["loop"] = [{**asdict(line), "ratio": line.ratio._asdict()} for line in lines]
+        report.progress("")
+        show(report.loop(found["loop"]))
     judged = judge(options, found)
     found["targets"] = [{**asdict(each), "holds": each.holds} for each in judged]
     show(report.targets(judged))
@@ -114,12 +121,12 @@ def measure_cell(options: Options, workload: str, shape: str, torch: bool) -> di
     }
 
 
-def measure_extras(options: Options) -> dict[str, Any]:
+def measure_extras(options: Options, torch: bool) -> dict[str, Any]:
     """First steps, imports and replaced gradients."""
     rounds = 1 if options.quick else 5
     many = Shapes("many", ((64,),) * (20 if options.quick else 1000))
     report.progress("first steps in fresh processes ...")
-    steps = [measure_first_step(name, options.dtype, rounds) for name in ("adam", "tail")]
+    steps = [measure_first_step(name, options.dtype, rounds, torch) for name in ("adam", "tail")]
     report.progress("imports in fresh processes ...")
     imports = measure_imports(2 * rounds)
     report.progress("replaced gradients ...")

@@ -19,7 +19,7 @@ from optimkit.bench.shapes import QUICK
 from optimkit.bench.workloads import WORKLOADS
 from optimkit.counting import counters
 
-HEAVY = ("numba", "cupy", "torch", "jax", "scipy", "matplotlib", "sklearn", "tqdm", "pytest")
+HEAVY = ("numba", "llvmlite", "cupy", "torch", "jax", "scipy", "matplotlib", "sklearn", "tqdm", "pytest")
 
 _IMPORT = """
 import sys, time
@@ -51,12 +51,17 @@ class Imports:
 class FirstStep:
     """Seconds of the first step of a workload: with an empty cache folder, and with what that has left there.
 
-    `compiles` and `cached_compiles` are the kernels that were compiled in each case: some, and none.
+    Making the optimizer and importing its engine are part of it. `torch` are the seconds of `import torch`, 0 where it is
+    not there, `cold_ratio` and `cached_ratio` what the first step is of that, the median of the rounds. `compiles` and
+    `cached_compiles` are the kernels that were compiled in each case: some, and none.
     """
 
     workload: str
     cold: float
     cached: float
+    torch: float
+    cold_ratio: float
+    cached_ratio: float
     compiles: int
     cached_compiles: int
 
@@ -104,15 +109,21 @@ def first_step(workload: str, dtype: str) -> tuple[float, int]:
     return time.perf_counter() - start, counters.compiles
 
 
-def measure_first_step(workload: str, dtype: str, rounds: int) -> FirstStep:
-    """First steps in fresh processes: the median of some cold ones, and of some that find the kernels."""
+def measure_first_step(workload: str, dtype: str, rounds: int, torch: bool) -> FirstStep:
+    """First steps in fresh processes: the median of some cold ones, and of some that find the kernels.
+
+    In each round torch is imported too, in a process of its own, where it is there.
+    """
     code = _FIRST.format(workload=workload, dtype=dtype)
     cold: list[float] = []
     cached: list[float] = []
+    imports: list[float] = []
     compiles = [0, 0]
     for _ in range(rounds):
+        imports.append(run_python(_IMPORT.format(module="torch", heavy=()))[0] if torch else 0.0)
         with tempfile.TemporaryDirectory(prefix="optimkit-bench-") as folder:
             for place, kept in enumerate((cold, cached)):
                 seconds, compiles[place] = run_python(code, {"OPTIMKIT_CACHE_DIR": folder})
                 kept.append(seconds)
-    return FirstStep(workload, median(cold), median(cached), *compiles)
+    cold_ratio, cached_ratio = (compare(kept, imports).median if torch else 0.0 for kept in (cold, cached))
+    return FirstStep(workload, median(cold), median(cached), median(imports), cold_ratio, cached_ratio, *compiles)

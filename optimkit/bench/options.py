@@ -14,7 +14,7 @@ from optimkit.bench.workloads import WORKLOADS
 from optimkit.engines.threads import get_num_threads
 
 BACKENDS = ("numpy", "cupy")
-EXTRAS = "extras"
+EXTRAS, LOOP = "extras", "loop"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Options:
     backend : {"numpy", "cupy"}
     workloads, shapes : tuple of str
         Keys of `WORKLOADS` and of the shapes.
-    extras : bool
-        Whether to measure first steps, imports and replaced gradients too.
+    extras, loop : bool
+        Whether to measure first steps, imports and replaced gradients too, and what small models cost.
     rounds, threads : int
         From 1.
     dtype : {"float32", "float64"}
@@ -40,6 +40,7 @@ class Options:
     workloads: tuple[str, ...] = tuple(WORKLOADS)
     shapes: tuple[str, ...] = tuple(FULL)
     extras: bool = True
+    loop: bool = True
     rounds: int = 15
     threads: int = 1
     dtype: str = "float32"
@@ -64,14 +65,15 @@ class Options:
         ValueError
             If one is not allowed; the message names it.
         """
-        workloads, shapes, extras = _parts(only)
+        workloads, shapes, extras, loop = _parts(only)
         if backend == "cupy" and not workloads:
-            raise ValueError("--only extras is measured on the CPU alone; leave out --backend cupy, or name more")
+            raise ValueError(f"--only {only} is measured on the CPU alone; leave out --backend cupy, or name more")
         return cls(
             backend=_one_of("--backend", backend, BACKENDS),
             workloads=workloads,
             shapes=shapes,
             extras=extras,
+            loop=loop,
             rounds=(3 if quick else 15) if rounds is None else _whole("--rounds", rounds),
             threads=get_num_threads() if threads is None else _whole("--threads", threads),
             dtype=_one_of("--dtype", dtype, SUPPORTED),
@@ -96,12 +98,15 @@ def _whole(option: str, value: Any) -> int:
     return number
 
 
-def _parts(only: str | None) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """Names of workloads, shapes and "extras". A kind of which nothing is named is taken whole, extras only when named."""
+def _parts(only: str | None) -> tuple[tuple[str, ...], tuple[str, ...], bool, bool]:
+    """Names of workloads and shapes, and whether "extras" and "loop" are among them.
+
+    Of workloads and shapes, a kind of which nothing is named is taken whole; extras and loop only when named.
+    """
     if only is None:
-        return tuple(WORKLOADS), tuple(FULL), True
+        return tuple(WORKLOADS), tuple(FULL), True, True
     names = [name.strip().lower() for name in only.split(",") if name.strip()]
-    known = (*WORKLOADS, *FULL, EXTRAS)
+    known = (*WORKLOADS, *FULL, EXTRAS, LOOP)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         what = f"names {', '.join(unknown)}" if unknown else "is empty"
@@ -109,8 +114,8 @@ def _parts(only: str | None) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     workloads = tuple(name for name in WORKLOADS if name in names)
     shapes = tuple(name for name in FULL if name in names)
     if not workloads and not shapes:
-        return (), (), True
-    return workloads or tuple(WORKLOADS), shapes or tuple(FULL), EXTRAS in names
+        return (), (), EXTRAS in names, LOOP in names
+    return workloads or tuple(WORKLOADS), shapes or tuple(FULL), EXTRAS in names, LOOP in names
 
 
 def _writable(name: str) -> Path:

@@ -83,6 +83,17 @@ def launches(found: Sequence[dict[str, Any]]) -> str:
     return f"{table(['launches and memsets', *names], rows)}\n"
 
 
+def loop(found: Sequence[dict[str, Any]]) -> str:
+    """What small models cost; here a ratio is optimkit's time over the other's."""
+    rows = [
+        [line["title"], seconds(median(own)), f"{line['other']} {seconds(median(other))}", str(Ratio(**line["ratio"]))]
+        for line in found
+        for own, other in (line["seconds"].values(),)
+    ]
+    head = ["", "step", "other", "ratio"]
+    return f"Small models: optimkit's step, and how much of the other's it takes\n{table(head, rows)}\n"
+
+
 def extras(found: dict[str, Any]) -> str:
     """First steps, imports, replaced gradients."""
     imports, replaced = found["imports"], found["replaced"]
@@ -91,7 +102,8 @@ def extras(found: dict[str, Any]) -> str:
     lines = ["In fresh processes, and once"]
     for step in found["first_steps"]:
         times = f"{step['cold']:.2f} s with an empty kernel cache, {step['cached']:.2f} s from the cache"
-        lines.append(f"  first step, {WORKLOADS[step['workload']].title}: {times}")
+        torch = f"; import torch takes {step['torch']:.2f} s" if step["torch"] else ""
+        lines.append(f"  first step, {WORKLOADS[step['workload']].title}: {times}{torch}")
     lines.append(
         f"  import optimkit {seconds(imports['optimkit'])}, import numpy {seconds(imports['numpy'])}: "
         f"{Ratio(**imports['ratio'])}{along}"

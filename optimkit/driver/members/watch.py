@@ -36,8 +36,9 @@ class ContainerWatch:
         trees = [tree for root in self.roots for tree in root.trees() if tree.kind != "leaf"]
         self.objects = [tree for tree in trees if tree.kind == "object"]
         kept = [tree for tree in trees if tree.kind != "object" and tree.branches]
-        self.sources, self.sizes = [tree.source for tree in kept], [len(tree.branches) + len(tree.removed) for tree in kept]
-        self.readers = [items_at(list(tree.branches)) for tree in kept]
+        self.containers = [
+            (tree.source, len(tree.branches) + len(tree.removed), items_at(list(tree.branches))) for tree in kept
+        ]
         self.in_containers = [branch.source for tree in kept for branch in tree.branches.values()]
         self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param) or entry.handed_out]
         others = [entry for entry in self.entries if not isinstance(entry.anchor, Param)]
@@ -89,13 +90,15 @@ class ContainerWatch:
 
     def standing(self) -> list[Any] | None:
         """What stands everywhere now; None where it can't be what `ids` tell of."""
-        if list(map(len, self.sources)) != self.sizes or (self.objects and not all(map(_lists_the_same, self.objects))):
-            return None
         found: list[Any] = []
         try:
-            for read, source in zip(self.readers, self.sources, strict=True):
+            for source, size, read in self.containers:
+                if len(source) != size:
+                    return None
                 found += read(source)
         except (KeyError, IndexError):
+            return None
+        if self.objects and not all(map(_lists_the_same, self.objects)):
             return None
         if self.params:
             found += map(_data_of, self.params)
