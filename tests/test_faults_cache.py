@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from test_faults_processes import forks_allowed, needs_llvm, ones, run
@@ -46,6 +47,28 @@ def test_row_41_a_cache_that_is_cold_warm_or_corrupt(tmp_path):
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     assert step() == (compiles, 0)
     assert all(path.stat().st_size > 100 for path in whole), "the damaged files were replaced"
+
+
+@needs_llvm
+def test_row_41_two_processes_that_start_at_once(tmp_path):
+    environment = {"OPTIMKIT_CACHE_DIR": str(tmp_path / "cache")}
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: run(STEP, **environment), range(2)))
+    assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * 2
+    assert not list((tmp_path / "cache").glob(".new-*"))
+    count = len(kernels(tmp_path / "cache"))
+    assert run(STEP, **environment).stdout == f"0 {count}\n"
+
+
+@needs_llvm
+def test_row_41_settings_of_numba_change_nothing(tmp_path):
+    found = []
+    for folder, settings in (("plain", {}), ("set", {"NUMBA_OPT": "0", "NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"})):
+        done = run(STEP, OPTIMKIT_CACHE_DIR=str(tmp_path / folder), **settings)
+        assert (done.returncode, done.stderr) == (0, "")
+        found.append({path.name: path.read_bytes() for path in kernels(tmp_path / folder)})
+    assert found[0]
+    assert found[0] == found[1]
 
 
 def test_row_41_damaged_files_are_no_kernels(tmp_path, monkeypatch):

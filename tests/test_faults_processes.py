@@ -31,10 +31,11 @@ def ones(*shape):
     return np.ones(shape, np.float32)
 
 
-def run(script, **environment):
+def run(script, *arguments, **environment):
     """A script in a process of its own, where warnings are printed."""
     env = {**os.environ, "PYTHONWARNINGS": "always", **environment}
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False, timeout=120)
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=120)
 
 
 # ---- threads

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from operator import methodcaller
-from typing import Any, cast
+from operator import attrgetter, methodcaller
+from typing import Any, NamedTuple, cast
 
 import array_api_compat
 import numpy as np
@@ -26,6 +26,13 @@ Seen = tuple[Fingerprint, int]  # the fingerprint of an array, and its address
 UNSEEN: Any = object()  # the fingerprint of what has to be checked each time: not even like itself before
 
 
+class Getters(NamedTuple):
+    """What reads the fingerprint of an array, and its address, off its attributes, without a call of Python."""
+
+    fingerprint: Callable[[Any], Fingerprint]
+    address: Callable[[Any], int]
+
+
 class Library:
     """Any library that follows the array API standard."""
 
@@ -33,6 +40,7 @@ class Library:
     rebinds_memory = False  # an array may get other memory and stay the same object
     is_immutable = False
     counts_writes = False  # it is told of arrays that were written through their views
+    getters: Getters | None = None  # where attributes say all
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -77,6 +85,10 @@ class Library:
             if value == 0.0:  # zeros come from untouched pages
                 return xp.zeros((size,), dtype=getattr(xp, dtype), device=like.device)
             return xp.full((size,), value, dtype=getattr(xp, dtype), device=like.device)
+
+    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
+        """An array seen in another shape."""
+        return array_api_compat.array_namespace(x).reshape(x, shape)
 
     def flat_copy(self, x: Any, dtype: str) -> Any:
         """A copy of an array, flat in C order, on its own device."""
@@ -137,6 +149,12 @@ class Numpy(Library):
 
     def full(self, size: int, value: float, dtype: str, like: Any) -> Any:
         return np.full(size, value, dtype) if value else np.zeros(size, dtype)  # without its namespace, slow to import
+
+    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
+        return x.reshape(shape)
+
+    def flat_copy(self, x: Any, dtype: str) -> Any:
+        return np.array(x, dtype, order="C").reshape(-1)
 
     def to_numpy(self, x: Any) -> Any:
         return x
@@ -243,6 +261,7 @@ _DATA_PTR = methodcaller("data_ptr")
 
 class Cupy(Library):
     has_memory = True
+    getters = Getters(attrgetter("__class__", "dtype", "shape", "strides", "data.device_id"), attrgetter("data.ptr"))
 
     def to_numpy(self, x: Any) -> Any:
         return x.get()
@@ -262,7 +281,8 @@ class Cupy(Library):
         return int(x.data.ptr)
 
     def fingerprinter(self, kind: type) -> Callable[[Any], Seen]:
-        return lambda x: ((kind, x.dtype, x.shape, x.strides, x.data.device_id), x.data.ptr)
+        seen, address = self.getters
+        return lambda x: (seen(x), address(x))
 
 
 class Jax(Library):

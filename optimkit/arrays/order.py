@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import array_api_compat
-
+from optimkit.arrays.libraries import library_of
 from optimkit.arrays.memory import byte_strides, has_memory
 
 
@@ -48,7 +47,7 @@ class MemoryOrder(NamedTuple):
 
     def restore(self, x: Any, shape: Sequence[int]) -> Any:
         """An array in memory order, flat or not, seen in the weight's shape."""
-        x = array_api_compat.array_namespace(x).reshape(x, self.shape(shape))
+        x = library_of(x).reshape(x, self.shape(shape))
         return x if self.is_plain else x[self._flipped()].transpose(tuple(map(self.axes.index, range(len(self.axes)))))
 
     def _flipped(self) -> tuple[slice, ...]:

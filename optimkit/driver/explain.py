@@ -7,7 +7,7 @@ from typing import Any
 
 from optimkit.arrays import DTYPES, DType
 from optimkit.driver.run import Run
-from optimkit.engines.choose import KERNELS, compiling
+from optimkit.engines.choose import KERNELS, check_engine, compiling
 from optimkit.fusion.show import show_plan
 from optimkit.fusion.stages import Plan, total_rounds
 from optimkit.rules.chain import Chain
@@ -60,6 +60,8 @@ def explain_run(run: Run) -> str:
 def explain_chain(chain: Chain, dtype: str = "float32", engine: str = "llvm") -> str:
     """The plan and the kernels of a chain for arrays of a dtype, without parameters."""
     if engine not in KERNELS:
+        if engine == "numba":
+            check_engine(engine)  # says what it is called now
         raise ValueError(f"engine = {engine!r} must be 'llvm' or 'cuda', the engines that make kernels")
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r} must be {' or '.join(map(repr, DTYPES))}")

@@ -105,7 +105,7 @@ class Entry:
     def in_memory_shape(self, flat: Any) -> Any:
         """A flat array in memory order, with the axes of the weight in that order."""
         shape = self.order.shape(self.param.shape)
-        return flat if shape == tuple(flat.shape) else arrays.namespace(flat).reshape(flat, shape)
+        return flat if shape == tuple(flat.shape) else arrays.library_of(flat).reshape(flat, shape)
 
     # ---- state
 

@@ -19,7 +19,7 @@ _ARITHMETIC = {
     ast.Mod: ("urem", ""),
     ast.BitAnd: ("and", ""),
     ast.BitOr: ("or", ""),
-    ast.RShift: ("lshr", ""),
+    ast.RShift: ("ashr", ""),
 }
 _COMPARISONS = {
     ast.Eq: ("eq", "oeq"),
@@ -94,6 +94,8 @@ class Expressions:
         if len(node.ops) > 1:
             raise NotInLanguage("two values are compared at a time")
         a, b = self.code.alike(self.value(node.left), self.value(node.comparators[0]))
+        if a.kind == BOOL:  # of which true, as a signed number, were the smaller one
+            a, b = self.code.convert(a, INT64), self.code.convert(b, INT64)
         name = entry_of(_COMPARISONS, node.ops[0])[is_float(a.kind)]
         return self.code.emit(BOOL, f"{'fcmp' if is_float(a.kind) else 'icmp'} {name} {a.kind} {a.text}, {b.text}")
 

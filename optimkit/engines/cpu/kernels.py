@@ -180,8 +180,13 @@ def _symbol(key: str) -> str:
     return f"optimkit_{key}"
 
 
-@cache
 def _llvm() -> _Llvm:
+    with _lock:  # one alone: what a second one replaced would take its code along
+        return _make_llvm()
+
+
+@cache
+def _make_llvm() -> _Llvm:
     return _Llvm()
 
 

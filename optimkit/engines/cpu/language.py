@@ -11,6 +11,7 @@ A kernel is a text in a small part of Python, which `lower` turns into LLVM's la
 
 Values are bool, int64, float32 and float64, as in C: an operation on two kinds takes place in the wider one, a literal
 such as `2.0` is float64, and nothing else is converted unasked. `//` and `%` are for numbers that are not negative.
+`a if c else b` computes both values: a division or a load must be right in the one that is not taken, too.
 Every function here becomes a few instructions; those named in `LIBM` are calls of the C library.
 """
 
@@ -69,6 +70,8 @@ def literal(value: bool | int | float, kind: str | None = None) -> Value:
     if isinstance(value, bool):
         return Value(BOOL, str(value).lower())
     if isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 63:
+            raise NotInLanguage(f"{value} is no number of 64 bits")
         return Value(INT64, str(value))
     bits = struct.unpack("<Q", struct.pack("<d", value))[0]
     return Value(kind or FLOAT64, f"0x{bits:016x}")
@@ -79,8 +82,8 @@ def is_float(kind: str) -> bool:
 
 
 def _pointer(code: Code, kind: str, address: Value, index: Value) -> Value:
-    base = code.emit("ptr", f"inttoptr i64 {address.text} to ptr")
-    return code.emit("ptr", f"getelementptr {kind}, ptr {base.text}, i64 {index.text}")
+    base = code.emit("ptr", f"inttoptr i64 {code.convert(address, INT64).text} to ptr")
+    return code.emit("ptr", f"getelementptr {kind}, ptr {base.text}, i64 {code.convert(index, INT64).text}")
 
 
 def _load(kind: str) -> Function:
@@ -107,16 +110,18 @@ def _cast(kind: str) -> Function:
 
 def _claim(code: Code, given: Sequence[Value]) -> Value:
     """Add to the counter at an address; its value before. Safe between threads."""
-    address, step = given
+    address, step = (code.convert(value, INT64) for value in given)
     pointer = code.emit("ptr", f"inttoptr i64 {address.text} to ptr")
     return code.emit(INT64, f"atomicrmw add ptr {pointer.text}, i64 {step.text} acq_rel")
 
 
 def _call(code: Code, given: Sequence[Value]) -> None:
     """Call the compiled kernel at an address, with words."""
-    function = code.emit("ptr", f"inttoptr i64 {given[0].text} to ptr")
-    words = ", ".join(f"i64 {code.convert(word, INT64).text}" for word in given[1:])
-    code.do(f"call void {function.text}({words})")
+    if not given:
+        raise NotInLanguage("call is told the address of a kernel")
+    address, *words = (code.convert(value, INT64).text for value in given)
+    function = code.emit("ptr", f"inttoptr i64 {address} to ptr")
+    code.do(f"call void {function.text}({', '.join(f'i64 {word}' for word in words)})")
 
 
 def _intrinsic(name: str) -> Function:
@@ -161,7 +166,16 @@ def _chosen(sign: str) -> Function:
     return Function(2, emit)
 
 
-BUILTIN: dict[str, Function] = {"min": _chosen("slt"), "max": _chosen("sgt"), "abs": _intrinsic("fabs")}
+def _absolute(code: Code, given: Sequence[Value]) -> Value | None:
+    """A float or a whole number without its sign."""
+    if is_float(given[0].kind):
+        return _intrinsic("fabs").emit(code, given)
+    value = code.convert(given[0], INT64)
+    opposite = code.emit(INT64, f"sub i64 0, {value.text}")
+    return _chosen("sgt").emit(code, [value, opposite])
+
+
+BUILTIN: dict[str, Function] = {"min": _chosen("slt"), "max": _chosen("sgt"), "abs": Function(1, _absolute)}
 
 FUNCTIONS: dict[str, Function] = {
     **{f"load_{name}": _load(kind) for name, kind in KINDS.items()},

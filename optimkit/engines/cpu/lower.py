@@ -16,6 +16,7 @@ from optimkit.engines.cpu.language import BOOL, INT64, KINDS, NotInLanguage, Val
 
 KERNEL = "kernel"  # the function that is called from outside
 
+
 def lower(text: str) -> str:
     """The module of a kernel text, in LLVM's language.
 
@@ -33,7 +34,8 @@ def lower(text: str) -> str:
         return module.text()
     except NotInLanguage as error:
         number = getattr(module.at, "lineno", 1)
-        raise NotInLanguage(f"{error}, in line {number}: {text.splitlines()[number - 1].strip()}") from None
+        line = [*text.splitlines(), ""][number - 1].strip()
+        raise NotInLanguage(f"{error}, in line {number}: {line}") from None
 
 
 class _Module(Names):
@@ -53,11 +55,13 @@ class _Module(Names):
             for alias in node.names:
                 self.names[alias.asname or alias.name] = language.named(alias.name)
         elif isinstance(node, ast.Assign):
-            for name, value in _pairs(node.targets[0], node.value):
-                if not isinstance(value, ast.Constant) or type(value.value) is not int:
-                    raise NotInLanguage(f"{name} stands for a whole number, or nothing")
-                self.names[name] = literal(value.value)
+            for target in node.targets:
+                for name, value in zip(_names(target, node.value), _parts(node.value), strict=True):
+                    if not isinstance(value, ast.Constant) or type(value.value) is not int:
+                        raise NotInLanguage(f"{name} stands for a whole number, or nothing")
+                    self.names[name] = literal(value.value)
         elif isinstance(node, ast.FunctionDef):
+            _check_head(node)
             gives = _kind_of(node.returns) if node.returns is not None else None
             self.kinds[node.name] = [_kind_of(argument.annotation) for argument in node.args.args], gives
             self.defined.append(node)
@@ -66,7 +70,12 @@ class _Module(Names):
 
     def define(self, node: ast.FunctionDef) -> None:
         """Write a function, when all are known that it may call."""
+        self.at = node
         kinds, gives = self.kinds[node.name]
+        if node.name in self.names or [each.name for each in self.defined].count(node.name) > 1:
+            raise NotInLanguage(f"{node.name} stands for two things")
+        if node.name == KERNEL and {*kinds, gives} - {INT64, None}:
+            raise NotInLanguage("a kernel takes words, and gives back a word or nothing")
         arguments = [f"{kind} %a{place}" for place, kind in enumerate(kinds)]
         code = Assembly(node.name, arguments, gives, node.name != KERNEL, self.declarations)
         self.functions.append(code)
@@ -87,13 +96,35 @@ def _kind_of(annotation: ast.expr | None) -> str:
     return KINDS[annotation.id]
 
 
-def _pairs(target: ast.expr, given: ast.expr) -> list[tuple[str, ast.expr]]:
-    """(name, expression) of an assignment, of one or of as many on both sides."""
-    targets = target.elts if isinstance(target, ast.Tuple) else [target]
-    values = given.elts if isinstance(target, ast.Tuple) and isinstance(given, ast.Tuple) else [given]
-    if len(targets) != len(values) or not all(isinstance(each, ast.Name) for each in targets):
+def _check_head(node: ast.FunctionDef) -> None:
+    """Raise NotInLanguage where a function has more than plain arguments."""
+    head, names = node.args, [argument.arg for argument in node.args.args]
+    more = [*head.posonlyargs, *head.kwonlyargs, *head.defaults, head.vararg, head.kwarg, *node.decorator_list]
+    if any(each is not None for each in (*more, *getattr(node, "type_params", ()))) or len({*names}) < len(names):
+        raise NotInLanguage(f"{node.name} has more than arguments with names of their own: no defaults, stars or decorators")
+
+
+def _parts(given: ast.expr) -> list[ast.expr]:
+    """The values of an assignment: one, or as many as a tuple has."""
+    return given.elts if isinstance(given, ast.Tuple) else [given]
+
+
+def _names(target: ast.expr, given: ast.expr) -> list[str]:
+    """The names of an assignment, one for each of its values."""
+    names = [each.id for each in _parts(target) if isinstance(each, ast.Name)]
+    alike = isinstance(target, ast.Tuple) == isinstance(given, ast.Tuple)
+    if not alike or not len(names) == len(_parts(target)) == len(_parts(given)):
         raise NotInLanguage("names are assigned to, with as many values")
-    return [(each.id, value) for each, value in zip(targets, values, strict=True)]  # type: ignore[attr-defined]
+    return names
+
+
+def _step(node: ast.expr) -> int:
+    """The step of a range, which tells the direction of the loop."""
+    down = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    size = node.operand if isinstance(node, ast.UnaryOp) and down else node
+    if not isinstance(size, ast.Constant) or type(size.value) is not int or not size.value:
+        raise NotInLanguage("the step of a range is written as a number, and is not 0")
+    return -size.value if down else size.value
 
 
 class _Lowering(Expressions):
@@ -107,7 +138,7 @@ class _Lowering(Expressions):
 
     def function(self, node: ast.FunctionDef, kinds: Sequence[str]) -> None:
         for place, (argument, kind) in enumerate(zip(node.args.args, kinds, strict=True)):
-            self.code.assign(argument.arg, Value(kind, f"%a{place}"))
+            self.assign(argument.arg, Value(kind, f"%a{place}"))
         self.block(node.body)
         if self.code.open and self.code.gives:
             raise NotInLanguage(f"{node.name} ends without a value")
@@ -123,14 +154,20 @@ class _Lowering(Expressions):
     # ---- statements
 
     def assignment(self, node: ast.Assign) -> None:
+        values = [self.value(given) for given in _parts(node.value)]
         for target in node.targets:  # a = b = 0
-            found = [(name, self.value(given)) for name, given in _pairs(target, node.value)]
-            for name, value in found:
-                self.code.assign(name, value)
+            for name, value in zip(_names(target, node.value), values, strict=True):
+                self.assign(name, value)
 
     def augmented(self, node: ast.AugAssign) -> None:
-        ((name, given),) = _pairs(node.target, node.value)
-        self.code.assign(name, self.combined(node.op, self.named(name), self.value(given)))
+        (name,) = _names(node.target, node.value)
+        self.assign(name, self.combined(node.op, self.named(name), self.value(node.value)))
+
+    def assign(self, name: str, value: Value) -> None:
+        """A variable gets a value; what the text has under another meaning is none."""
+        if name in self.module.names or name in self.module.kinds:
+            raise NotInLanguage(f"{name} stands for something else in this text")
+        self.code.assign(name, value)
 
     def alone(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Call):
@@ -148,6 +185,8 @@ class _Lowering(Expressions):
         self.code.begin(end)
 
     def while_(self, node: ast.While) -> None:
+        if node.orelse:
+            raise NotInLanguage("a loop has no else")
         head, body, end = (self.code.label(name) for name in ("while", "do", "done"))
         self.code.begin(head)
         self.branch(node.test, body, end)
@@ -161,22 +200,24 @@ class _Lowering(Expressions):
         call = node.iter
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "range":
             raise NotInLanguage("a loop goes over a range")
-        given = [self.code.convert(self.value(each), INT64) for each in call.args]
-        first, last, step = {1: (literal(0), *given, literal(1)), 2: (*given, literal(1)), 3: given}[len(given)]
-        down = len(given) == 3 and isinstance(call.args[2], ast.UnaryOp)
+        if node.orelse or call.keywords or not 1 <= len(call.args) <= 3:
+            raise NotInLanguage("a range has one to three numbers, and a loop no else")
+        (name,) = _names(node.target, call)
+        step = _step(call.args[2]) if len(call.args) == 3 else 1
+        given = [self.code.convert(self.value(each), INT64) for each in call.args[:2]]
+        first, last = given if len(given) == 2 else (literal(0), *given)
         code, counter = self.code, self.code.slot(INT64)
         code.put(counter, first)
         head, body, following, end = (code.label(name) for name in ("for", "do", "next", "done"))
         code.begin(head)
         place = code.get(counter)
-        inside = code.emit(BOOL, f"icmp {'sgt' if down else 'slt'} i64 {place.text}, {last.text}")
+        inside = code.emit(BOOL, f"icmp {'slt' if step > 0 else 'sgt'} i64 {place.text}, {last.text}")
         code.leave(f"br i1 {inside.text}, label %{body}, label %{end}")
         code.begin(body)
-        ((name, _),) = _pairs(node.target, call)
-        code.assign(name, place)
+        self.assign(name, place)
         self.loop(following, end, node.body)
         code.begin(following)
-        code.put(counter, code.emit(INT64, f"add nsw i64 {code.get(counter).text}, {step.text}"))
+        code.put(counter, code.emit(INT64, f"add nsw i64 {code.get(counter).text}, {step}"))
         code.leave(f"br label %{head}")
         code.begin(end)
 
@@ -195,11 +236,12 @@ class _Lowering(Expressions):
         else:
             self.code.leave(f"ret {gives} {self.code.convert(self.value(node.value), gives).text}")
 
-    def break_(self, _: ast.Break) -> None:
-        self.code.leave(f"br label %{self.loops[-1][1]}")
-
-    def continue_(self, _: ast.Continue) -> None:
-        self.code.leave(f"br label %{self.loops[-1][0]}")
+    def turn(self, node: ast.Break | ast.Continue) -> None:
+        """`break` and `continue`."""
+        if not self.loops:
+            raise NotInLanguage("this stands in loops only")
+        again, end = self.loops[-1]
+        self.code.leave(f"br label %{end if isinstance(node, ast.Break) else again}")
 
 
 _STATEMENTS: dict[type, Callable[[_Lowering, Any], None]] = {
@@ -210,6 +252,6 @@ _STATEMENTS: dict[type, Callable[[_Lowering, Any], None]] = {
     ast.While: _Lowering.while_,
     ast.For: _Lowering.for_,
     ast.Return: _Lowering.return_,
-    ast.Break: _Lowering.break_,
-    ast.Continue: _Lowering.continue_,
+    ast.Break: _Lowering.turn,
+    ast.Continue: _Lowering.turn,
 }

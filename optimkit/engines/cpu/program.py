@@ -74,7 +74,7 @@ class Program:
         self.parts, self.present, self.shared, self.entries = list(parts), present, shared, len(present)
         labels = [node.key for part in parts for node in part.runner.plan.program.totals]
         self.labels = tuple(dict.fromkeys(labels))
-        self.texts = [uniform_text(part.runner.plan, part.runner.dtype, self.labels, self.entries) for part in parts]
+        self.texts = [uniform_text(part.runner.plan, part.runner.dtype, self.labels) for part in parts]
         self.norm = np.zeros(1)
         self.has_norm = all(part.runner.plan.program.gradient_norm is not None for part in parts)
         self._kept: list[Any] = []  # what the addresses point to
@@ -137,9 +137,9 @@ class Program:
         tables |= {f"results_{stage}": runner.reductions[stage].results for stage in runner.plan.reducing}
         self._kept += [*tables.values(), *part.slots, *self.shared.values()]
         job = np.zeros(len(text.job), np.int64)
-        job[text.job.members], job[text.job.entry_bytes] = len(part.places), runner.table.strides[0]
-        for name, table in tables.items():
-            job[getattr(text.job, name)] = table.ctypes.data
+        told = {"members": len(part.places), "entries": self.entries, "entry_bytes": runner.table.strides[0]}
+        for name, word in (told | {name: table.ctypes.data for name, table in tables.items()}).items():
+            job[getattr(text.job, name)] = word
         return job
 
     def _phases(self, phase: int, only: int | None = None) -> list[tuple[int, int, int]]:

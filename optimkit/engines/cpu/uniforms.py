@@ -19,7 +19,7 @@ from optimkit.fusion.operations import OPERATIONS
 from optimkit.fusion.stages import Plan
 
 JOB = Columns(
-    "phase", "members", "table", "entry_bytes", "places", "present", "wide", "values", "uniforms", "contributions",
+    "phase", "members", "entries", "table", "entry_bytes", "places", "present", "wide", "values", "uniforms", "contributions",
     "totals", "slots", "shared", "norm",
 )  # fmt: skip  # the results of each stage that reduces follow
 
@@ -49,12 +49,12 @@ class UniformText:
     Phase 2 r sets down what each member adds to the totals of round r, phase 2 r + 1 computes what follows from them (in
     round 0, before any pass: sizes and slots), `write_phase` writes the slots.
 
-    `labels` are the totals of the optimizer, in order, and `entries` its number of parameters; `slots` the slots per
-    parameter that the plan reads or writes, by key, `shared` those per optimizer: the kernel has their addresses.
+    `labels` are the totals of the optimizer, in order; `slots` the slots per parameter that the plan reads or writes, by
+    key, `shared` those per optimizer: the kernel has their addresses.
     """
 
-    def __init__(self, plan: Plan, dtype: DType, labels: tuple[object, ...], entries: int) -> None:
-        self.plan, self.dtype, self.labels, self.entries = plan, dtype, labels, entries
+    def __init__(self, plan: Plan, dtype: DType, labels: tuple[object, ...]) -> None:
+        self.plan, self.dtype, self.labels = plan, dtype, labels
         rounds = plan.uniform_rounds
         self.nodes = [node for number in rounds for node in rounds[number]]
         self.columns = {node: column for column, node in enumerate(self.nodes)}
@@ -88,7 +88,7 @@ class UniformText:
         return text.format(
             name=self.plan.program.name,
             dtype=self.dtype.name,
-            names=used_names(text + powers),
+            names=used_names(body + powers),
             job=self.job.text(str.upper, text),
             entry=Columns(*ENTRY).text(str.upper, text),
             powers=powers,
@@ -125,7 +125,7 @@ class UniformText:
     def _contributions(self, number: int) -> list[str]:
         totals = [node for node in self.plan.uniform_rounds[number] if node.op == "total"]
         return [
-            f"store_float64(word(job, CONTRIBUTIONS), {self.labels.index(node.key) * self.entries} + place, "
+            f"store_float64(word(job, CONTRIBUTIONS), {self.labels.index(node.key)} * word(job, ENTRIES) + place, "
             f"{self._value(node.args[0])} if here else 0.0)"
             for node in totals
         ]
@@ -169,5 +169,5 @@ class UniformText:
 
 
 @lru_cache(maxsize=512)
-def uniform_text(plan: Plan, dtype: DType, labels: tuple[object, ...], entries: int) -> UniformText:
-    return UniformText(plan, dtype, labels, entries)
+def uniform_text(plan: Plan, dtype: DType, labels: tuple[object, ...]) -> UniformText:
+    return UniformText(plan, dtype, labels)
