@@ -12,7 +12,7 @@ is looked at in every step: one that was freed, resized or given another shape i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +32,12 @@ class Compiled(Protocol):
 
     def compare(self, values: list[Any]) -> list[int]: ...
 
-    def serve(self, buckets: Sequence[tuple[Any, ...]], steps: np.ndarray) -> bool: ...
+    def serve(
+        self, buckets: Sequence[tuple[Any, ...]], shared: Mapping[Any, np.ndarray], checked: bool, steps: np.ndarray
+    ) -> bool: ...
+
+    @property
+    def norm(self) -> float | None: ...
 
     def expect(self, ids: np.ndarray) -> None: ...
 
