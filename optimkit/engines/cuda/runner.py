@@ -159,6 +159,9 @@ class CudaRunner:
         self.table[:, self.columns.flags] = (flags & ~ABSENT) | ABSENT * ~active
         self._mark_aligned()
 
+    def compile_ahead(self) -> None:
+        pass
+
     def gradients_moved(self, shifts: np.ndarray) -> None:
         if shifts.any():
             self.table[:, self.columns.address[GRADIENT]] += shifts
