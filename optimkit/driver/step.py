@@ -65,7 +65,9 @@ def adopt_weights(run: Run) -> Gradients:
     """Adopt the weights that stand in their containers now."""
     gradients, watch = run.ready_gradients()
     changed = {id(entry) for entry in watch.changed()}
-    places = [place for place, entry in enumerate(run.entries) if id(entry) in changed] if changed else []
+    if not changed:
+        return gradients
+    places = [place for place, entry in enumerate(run.entries) if id(entry) in changed]
     for place in places:
         entry = run.entries[place]
         if entry.take_data():  # another memory order: its slots are brought into it

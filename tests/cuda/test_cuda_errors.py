@@ -47,6 +47,20 @@ def test_gradients_that_do_not_fit(cupy: Any, bad: Any, message: str) -> None:
     assert (other.get() == 1.0).all()
 
 
+def test_the_first_compile_of_a_process_is_a_line_of_the_logger(
+    cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    cache.say_compiling.cache_clear()
+    with caplog.at_level("INFO", "optimkit"):
+        for options in ({}, {"momentum": 0.9}):
+            optimkit.SGD(cupy.ones(3), lr=0.1, **options).step(cupy.ones(3))
+    ((logger, _, line),) = caplog.record_tuples
+    assert logger == "optimkit"
+    assert line.endswith(str(tmp_path))
+
+
 def test_weights_that_overlap_or_repeat(cupy: Any) -> None:
     w = cupy.ones(10)
     with pytest.raises(ValueError, match=r"'a' and 'b' are the same array"):

@@ -136,6 +136,42 @@ def test_replaced_gradients_are_one_upload(cupy: Any, traffic: Any) -> None:
         assert sum(count["syncs"].values()) == 0
 
 
+@pytest.mark.parametrize("options", [{}, {**CLIP, "nonfinite": "skip"}], ids=["plain", "clip and skip"])
+def test_sets_of_gradients_seen_lately_are_uploaded_once(cupy: Any, options: dict[str, Any]) -> None:
+    """Buffers and halves that take turns: nothing moves, nothing is allocated, and the numbers are NumPy's."""
+    sizes = (5, 300, 1, 4097)
+    pairs = [[cupy.full(n, scale, cupy.float32) for n in sizes] for scale in (0.25, -0.5)]
+    turns = [*pairs, [*pairs[0][:2], None, None], [None, None, *pairs[1][2:]]]
+    hosts = [[None if g is None else g.get() for g in grads] for grads in turns]
+    weights, like = ([xp.ones(n, xp.float32) for n in sizes] for xp in (cupy, np))
+    ours, theirs = optimkit.Adam(weights, **options), optimkit.Adam(like, **options)
+    uploads = counters.uploads
+    for number in range(len(turns) * 5):
+        if number == len(turns):
+            assert counters.uploads == uploads + len(turns)
+        ours.step(turns[number % len(turns)])
+        theirs.step(hosts[number % len(turns)])
+    assert counters.uploads == uploads + len(turns)
+    for w, expected in zip(weights, like, strict=True):
+        np.testing.assert_array_equal(w.get(), expected)
+    for number in range(3):
+        ours.step([cupy.full(n, 1.0 + number, cupy.float32) for n in sizes[:2]] + [None, None])
+    assert counters.uploads > uploads + len(turns), "gradients elsewhere are another table"
+
+
+def test_results_that_are_held_keep_their_values(cupy: Any, traffic: Any) -> None:
+    w = cupy.zeros(4, cupy.float32)
+    grads = [cupy.full(4, value, cupy.float32) for value in (1.0, 2.0, 3.0)]
+    opt = optimkit.SGD(w, lr=0.0, **CLIP)
+    held = [opt.step(g) for g in grads]
+    with traffic() as count:
+        for _ in range(4):
+            last = opt.step(grads[2])
+    assert count["memory"]["allocs"] <= 2, "results that nobody reads take no memory of their own"
+    assert [result.grad_norm for result in held] == [2.0, 4.0, 6.0]
+    assert last.grad_norm == 6.0
+
+
 def test_nothing_is_compiled_while_the_rate_changes(cupy: Any) -> None:
     w, g = cupy.zeros(10, cupy.float32), cupy.ones(10, cupy.float32)
     opt = optimkit.RMSProp(w, lr=lambda step: 0.1 / (1 + step))
@@ -181,12 +217,11 @@ def test_the_current_stream_is_used(cupy: Any) -> None:
     opt = optimkit.SGD(w, lr=1.0)
     stream = cupy.cuda.Stream(non_blocking=True)
     seen = []
-    runner_launch = None
     with stream:
         opt.step(g)
         runner = opt._run.steps.buckets[0].runner
-        runner_launch = runner._launch
-        runner._launch = lambda *args: (seen.append(args[-1].ptr), runner_launch(*args))
+        launch = runner.last
+        runner.last = lambda to, *arguments: (seen.append(to), launch(to, *arguments))
         opt.step(g)
     stream.synchronize()
     assert seen == [stream.ptr]

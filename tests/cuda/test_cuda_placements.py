@@ -44,7 +44,10 @@ def test_slots_and_inputs_may_be_strided(cupy: Any, dtype: str) -> None:
                     member.arrays[key] = wide[tuple(slice(2, n + 2) for n in x.shape)]
                     member.arrays[key][...] = x
             bucket.runner = bucket.engine.runner(bucket.plan, bucket.entries[0].dtype, bucket.members)
-            opt._run.steps.device.launches = CudaLaunches([bucket.runner], [bucket.places], Shared(len(shapes)))
+            device = opt._run.steps.device
+            device.launches = CudaLaunches([bucket.runner], [bucket.places], Shared(len(shapes)))
+            device.active = []  # its launches are told anew of what is active
+            bucket.runner.presence_changed(bucket.active)
             opt._run.gradients.settled = False
         for _ in range(2):
             opt.step(grads)

@@ -13,7 +13,9 @@ is looked at in every step: one that was freed, resized or given another shape i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from itertools import compress, repeat
+from operator import is_not
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,6 +50,14 @@ class Compiled(Protocol):
     def count(self) -> None: ...
 
 
+class _Look(NamedTuple):
+    """What all gradients of a step look like: which places have one, and of these the fingerprints and addresses."""
+
+    present: list[bool]
+    seen: list[Fingerprint]
+    addresses: list[int]
+
+
 class Fingerprints:
     """The fingerprints of gradients; their addresses and `ranges` say whether they share memory."""
 
@@ -55,9 +65,13 @@ class Fingerprints:
         n = len(ranges.entries)
         self.ranges = ranges
         self.seen: list[Fingerprint] = [UNSEEN] * n
-        self.before, self.now, self.present = (np.zeros(n, np.int64) for _ in range(3))
+        self.before, self.now, self.present, self._present_before = (np.zeros(n, np.int64) for _ in range(4))
         self.moved = False  # whether some array with the same fingerprint has come, has gone, or is at another address
         self.compiled: Compiled | None = None
+        libraries = {entry.library for entry in ranges.entries}
+        self._getters = next(iter(libraries)).getters if len(libraries) == 1 else None
+        self._look: _Look | None = None  # at the gradients of this step
+        self._look_before: _Look | None = None  # at those that engines know
 
     def compile(self, make: Callable[..., Compiled]) -> Compiled:
         """Compare in compiled code from now on."""
@@ -73,24 +87,36 @@ class Fingerprints:
             self.moved = self.compiled.moved
             self.present[:] = [x is not None for x in values]
             return others
-        now, others = self.before.tolist(), []
-        for place, (before, x) in enumerate(zip(self.seen, values, strict=True)):
-            seen, address = fingerprint(x)
-            if x is None:
-                continue
-            if seen == before and seen is not UNSEEN:
-                now[place] = address
+        look = self._look = self._look_at(values)
+        if look == self._look_before:
+            self.moved = False
+            return []
+        places = list(compress(range(len(values)), look.present))
+        others, found = [], self.before.tolist()
+        for place, seen, address in zip(places, look.seen, look.addresses, strict=True):
+            if seen == self.seen[place] and seen is not UNSEEN:
+                found[place] = address
             else:
                 others.append(place)
-        self.now[:] = now
-        present = np.array([x is not None for x in values], np.int64)
-        self.moved = bool((self.now != self.before).any() or (self.present != present).any())
-        self.present[:] = present
+        self.now[:], self.present[:] = found, look.present
+        self.moved = bool((self.now != self.before).any() or (self.present != self._present_before).any())
         return others
+
+    def _look_at(self, values: list[Any]) -> _Look:
+        """What gradients look like, without a call of Python for each where their library has getters."""
+        present = list(map(is_not, values, repeat(None)))
+        there = list(compress(values, present))
+        if self._getters is not None:
+            try:
+                return _Look(present, list(map(self._getters.fingerprint, there)), list(map(self._getters.address, there)))
+            except AttributeError:  # an array of another library, which will be refused
+                pass
+        pairs = list(map(fingerprint, there))
+        return _Look(present, [seen for seen, _ in pairs], [address for _, address in pairs])
 
     def all_new(self, values: list[Any]) -> list[int]:
         """The places of all gradients, where none is known to engines."""
-        self.now[:] = self.before
+        self.now[:], self._look = self.before, None
         self.present[:] = [x is not None for x in values]
         return np.flatnonzero(self.present).tolist()
 
@@ -104,12 +130,15 @@ class Fingerprints:
         """A gradient was checked: this is its fingerprint now. UNSEEN: check it again in the next step."""
         seen = self.seen[place] = UNSEEN if x is UNSEEN else fingerprint(x)[0]
         self.now[place] = address
+        if seen is UNSEEN:
+            self._look = self._look_before = None
         if self.compiled is not None:
             self.compiled.keep(place, seen)
 
     def settle(self) -> None:
         """Engines have the new addresses: they are those before, in the next step."""
-        self.before[:] = self.now
+        self.before[:], self._present_before[:] = self.now, self.present
+        self._look_before, self._look = self._look, None
 
     def read_only(self, values: Sequence[Any], compared: bool) -> list[int]:
         """The places of gradients that can't be zeroed, as far as their library says."""

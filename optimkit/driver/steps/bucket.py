@@ -40,6 +40,8 @@ class Bucket:
         n = len(entries)
         self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
         self.counts_on_device = False
+        self.read_numbers = self._read_numbers
+        self._numbers: list[list[float]] = []  # those of the rows as they are
         self._sorted = False
         self._number_of = {place: number for number, place in enumerate(places)}
         self._lent: list[Member] = []  # members that hold a gradient, until the step ends
@@ -119,22 +121,37 @@ class Bucket:
 
     def fill_rows(self, value: Callable[[Group, Hashable], float]) -> None:
         """Compute the host values of this step: one row per distinct (group, t)."""
-        tables, plan = self.tables, self.plan
         if not self._sorted:
-            pairs = self.t * (len(self.groups) * (not self.counts_on_device)) + self.group_of
-            if not self.counts_on_device:  # there, all groups have rows: a CUDA graph goes on reading them
-                pairs[~self.active] = pairs[np.argmax(self.active)]  # their row is not read, but must exist
+            self._sort_rows()
+        numbers = self.read_numbers(value)
+        if numbers is self._numbers and self.counts_on_device:
+            return
+        host = self.plan.host
+        self.tables.rows[:] = [host(numbers[group], t + 1) for group, t in self.classes]
+        self.tables.rows_changed, self._numbers = True, numbers
+
+    def _sort_rows(self) -> None:
+        """Which rows there are, and which of them each member reads."""
+        tables, count = self.tables, len(self.groups)
+        if self.counts_on_device:  # all groups have rows, whoever is active: a CUDA graph goes on reading them
+            pairs = self.group_of
+        else:
+            pairs = self.t * count + self.group_of
+            pairs[~self.active] = pairs[self.active.argmax()]  # their row is not read, but must exist
+        if (pairs == pairs[0]).all():
+            classes, tables.row_of = pairs[:1], np.zeros(len(pairs), np.int64)
+        else:
             classes, row_of = np.unique(pairs, return_inverse=True)
-            self.classes = [(pair % len(self.groups), pair // len(self.groups)) for pair in classes.tolist()]
             tables.row_of = row_of.astype(np.int64)
-            tables.rows = np.zeros((len(classes), len(plan.hosts)))
-            tables.row_of_changed, self._sorted = True, True
-        tables.rows_changed = True
-        numbers: dict[int, list[float]] = {}
-        for row, (group, t) in enumerate(self.classes):
-            if group not in numbers:
-                numbers[group] = [value(self.groups[group], key) for key in plan.numbers]
-            tables.rows[row] = plan.host(numbers[group], t + 1)
+        self.classes = [(pair % count, pair // count) for pair in classes.tolist()]
+        tables.rows = np.zeros((len(classes), len(self.plan.hosts)))
+        tables.row_of_changed, self._sorted, self._numbers = True, True, []
+
+    def _read_numbers(self, value: Callable[[Group, Hashable], float]) -> list[list[float]]:
+        """The numbers of the groups that rows are of."""
+        used = {group for group, _ in self.classes}
+        keys = self.plan.numbers
+        return [[value(group, key) for key in keys] if place in used else [] for place, group in enumerate(self.groups)]
 
     def stepped_elsewhere(self, present: np.ndarray) -> None:
         """Steps were taken in compiled code: counts have changed, and which places have a gradient."""

@@ -16,6 +16,7 @@ from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared
+from optimkit.driver.steps.warm import Numbers, Value
 from optimkit.engines import protocol
 from optimkit.fusion.graph import Level, Node
 
@@ -50,11 +51,13 @@ class DeviceSteps:
         for key in shared:
             shared[key] = self.launches.slot_view(("slot", *key, "optimizer"))
         for bucket in buckets:
+            bucket.read_numbers = _ReadWhereSet(bucket)
             self._place_slots(bucket)
             if self.device_count:
                 bucket.counts_on_device = True
                 _runner(bucket).set_counts(bucket.t)
         self.active: list[Bucket] = []
+        self._begun: tuple[list[protocol.DeviceRunner], list[protocol.Tables]] = [], []  # what the launches are told of these
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do
         self.calls: frozenset[int] = frozenset()  # those in which there are calls
 
@@ -77,12 +80,13 @@ class DeviceSteps:
         active = [bucket for bucket in self.buckets if bucket.n_active]
         if active != self.active:
             self.active = active
+            self._begun = [_runner(bucket) for bucket in active], [bucket.tables for bucket in active]
             self.rounds = sorted({number for bucket in active for number in bucket.plan.rounds})
             self.calls = frozenset(call.round for bucket in active for call in bucket.plan.calls)
 
     def begin(self) -> None:
         """The step begins: its tables are brought to the device."""
-        self.launches.begin([_runner(bucket) for bucket in self.active], [bucket.tables for bucket in self.active])
+        self.launches.begin(*self._begun)
 
     def read(self, number: int) -> None:
         """Launch the passes of a round."""
@@ -128,7 +132,10 @@ class DeviceSteps:
 
     def commit(self, zero: bool) -> None:
         """Launch the last stages, and count."""
-        self.launches.commit(zero, lambda place: self.active[place].count_up())
+        self.launches.commit(zero, self._count_up)
+
+    def _count_up(self, place: int) -> None:
+        self.active[place].count_up()
 
     @property
     def capturing(self) -> bool:
@@ -145,6 +152,26 @@ class DeviceSteps:
 
 def _runner(bucket: Bucket) -> protocol.DeviceRunner:
     return cast(protocol.DeviceRunner, bucket.runner)
+
+
+class _ReadWhereSet:
+    """The numbers of a bucket by group, read anew where one was set."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.numbers: Numbers | None = None
+        self.seen: list[Any] = []
+        self.rows: list[list[float]] = []
+
+    def __call__(self, value: Value) -> list[list[float]]:
+        if self.numbers is None:
+            links = dict(self.bucket.chain.links)
+            known = [links.get(index, self.bucket.chain.optimizer) for index in range(1, 1 + max(links, default=0))]
+            self.numbers = Numbers(value, known, self.bucket.groups, self.bucket.plan.numbers)
+        self.numbers.refresh()
+        if self.seen is not self.numbers.seen:
+            self.seen, self.rows = self.numbers.seen, self.numbers.table.tolist()
+        return self.rows
 
 
 class Pending:

@@ -71,6 +71,7 @@ def _compile(text: str, key: str) -> bytes:
     from cupy.cuda import compiler
 
     counters.compiles += 1
+    disk.say_compiling()
     try:
         binary, _ = compiler.compile_using_nvrtc(text, OPTIONS, None, "optimkit.cu", cache_in_memory=True)
     except compiler.CompileException as error:

@@ -8,6 +8,7 @@ the other devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ class CudaLaunches:
     """
 
     def __init__(self, runners: Sequence[Any], places: Sequence[np.ndarray], shared: Shared) -> None:
+        import cupy
+
         self.runners, self.shared, self.capturing = list(runners), shared, False
+        self._current_device, self._current_stream = cupy.cuda.runtime.getDevice, cupy.cuda.get_current_stream
         self.active: list[Any] = []
         self.devices = list(dict.fromkeys(runner.device.id for runner in runners))
         self.exchange = DeviceExchange(self.devices, shared)
@@ -36,56 +40,85 @@ class CudaLaunches:
             number = runner.device.id
             order = self.devices.index(number), len(self.devices)
             runner.connect(shared, place, *order, self.exchange.contributions[number], self.exchange.slots[number])
+        self._laid_out: list[Any] = []  # what the launches below are for
+        self._passes: dict[int, list[Callable[[], None]]] = {}  # the launches of each round,
+        self._finishing: dict[int, list[Callable[[], None]]] = {}  # and those of what follows from it
+        self._last: list[tuple[int, int]] = []  # (place among the active, bits of the slots that it writes), in order
+        self._writers: dict[Hashable, int] = {}  # the device on which each slot of the optimizer is written
 
     def slot_view(self, key: Hashable) -> Any:
         """A slot of the optimizer in device memory, 0-d float64."""
         return self.exchange.slot_view(key)
 
-    def on(self, runner: Any) -> _Current:
-        """A context in which the device of a runner is the current one; it gives the current stream."""
-        return _Current(runner.device)
+    def on(self, runner: Any) -> Any:
+        """A context in which the device of a runner is the current one."""
+        return runner.device
 
     def upload(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """Bring the rows of a step to the devices."""
         for runner, own in zip(active, tables, strict=True):
-            with self.on(runner) as stream:
-                runner.send_rows(own.rows, stream)
+            with runner.device:
+                runner.send_rows(own, self._current_stream())
 
     def begin(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """A step of these runners begins: its tables are brought to the devices."""
-        self.active = list(active)
-        self.capturing = self._check_capture(active, tables)
-        self._forget_absent()
-        self.exchange.share_slots(self.devices[0], self.shared.slots)
+        streams = {number: self._current_stream(number) for number in self.devices}
+        self.capturing = any(stream.is_capturing() for stream in streams.values())
+        if self.capturing:
+            self._check_capture(active, tables)
+        wanted = [(runner, runner.first_place) for runner in active]
+        if wanted != self._laid_out:
+            self._forget_absent(active)
+            self._lay_out(active)
+            self._laid_out = wanted
+        if self.shared.slots:
+            self.exchange.share_slots(self.devices[0], self.shared.slots)
+        current = self._current_device()
         for runner, own in zip(active, tables, strict=True):
-            with self.on(runner) as stream:
-                runner.begin(own, stream, len(active) == 1, self.capturing)
+            number = runner.device.id
+            runner.elsewhere = number != current
+            if runner.elsewhere:
+                with runner.device:
+                    runner.begin(own, streams[number], len(active) == 1, self.capturing)
+            else:
+                runner.begin(own, streams[number], len(active) == 1, self.capturing)
 
     def read(self, number: int) -> None:
         """Launch the passes of a round."""
-        for runner in self.active:
-            plan = runner.plan
-            for place, stage in enumerate(plan.stages[:-1]):
-                if stage.round == number:
-                    with self.on(runner) as stream:
-                        (runner.read if stage.reductions else runner.fill)(place, stream)
+        for launch in self._passes.get(number, ()):
+            launch()
 
     def finish(self, number: int) -> None:
         """Launch what follows from them. The only bucket does so in its passes, but for what comes before the first."""
-        if len(self.active) == 1 and number not in self.active[0].uniform.head_rounds():
-            return
-        for runner in self.active:
-            with self.on(runner) as stream:
-                runner.finish(number, stream)
-        if len(self.active) > 1 and any(number in runner.uniform.numbers for runner in self.active):
+        launches = self._finishing.get(number, ())
+        for launch in launches:
+            launch()
+        if len(self.active) > 1 and launches:
             self.exchange.share()
 
-    def _check_capture(self, active: Sequence[Any], tables: Sequence[Tables]) -> bool:
-        """Whether this step becomes part of a CUDA graph; an error, before any launch, where it can't."""
-        import cupy
+    def _lay_out(self, active: Sequence[Any]) -> None:
+        """What the rounds of a step of these runners are.
 
-        if not any(cupy.cuda.get_current_stream(number).is_capturing() for number in self.devices):
-            return False
+        A slot of the optimizer is written by the bucket that has the first parameter with a gradient, of those that have
+        the slot; it is launched last, since the others read the slot.
+        """
+        self.active, self._passes, self._finishing = list(active), {}, {}
+        for runner in active:
+            for place, stage in enumerate(runner.plan.stages[:-1]):
+                self._passes.setdefault(stage.round, []).append(partial(runner.run, place))
+            for number in runner.uniform.numbers:
+                if len(active) > 1 or number in runner.uniform.head_rounds():
+                    self._finishing.setdefault(number, []).append(partial(runner.finish, number))
+        order = sorted(range(len(active)), key=lambda place: active[place].first_place, reverse=True)
+        writers = {key: place for place in order for key in active[place].uniform.shared}
+        self._writers = {key: active[place].device.id for key, place in writers.items()}
+        self._last = []
+        for place in order:
+            bits = [1 << active[place].uniform.places[key] for key, writer in writers.items() if writer == place]
+            self._last.append((place, sum(bits)))
+
+    def _check_capture(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
+        """An error, before any launch, where this step can't become part of a CUDA graph."""
         if not self.shared.capturable:
             raise RuntimeError(
                 "this step would be captured in a CUDA graph, which repeats its numbers and counts as they are now; "
@@ -99,47 +132,21 @@ class CudaLaunches:
             runner.refuse_capture(own)
         if any(runner.contributes and runner not in active for runner in self.runners):
             raise RuntimeError("other parameters had a gradient before; run one step with these before the capture")
-        return True
 
-    def _forget_absent(self) -> None:
+    def _forget_absent(self, active: Sequence[Any]) -> None:
         """Buckets that take no part any more add nothing to the totals."""
-        absent = [runner for runner in self.runners if runner.contributes and runner not in self.active]
+        absent = [runner for runner in self.runners if runner.contributes and runner not in active]
         for runner in absent:
-            with self.on(runner):
+            with runner.device:
                 runner.clear_contributions()
         if absent:
             self.exchange.share()
 
     def commit(self, zero: bool, launched: Callable[[int], None]) -> None:
-        """Run the last stages; `launched` is told after each.
-
-        A slot of the optimizer is written by the bucket that has the first parameter with a gradient, of those that have
-        the slot; it is launched last, since the others read the slot.
-        """
-        active = self.active
-        order = sorted(range(len(active)), key=lambda place: active[place].first_present, reverse=True)
-        writers = {key: active[place] for place in order for key in active[place].uniform.shared}
-        slots = {id(runner): [key for key, writer in writers.items() if writer is runner] for runner in active}
-        for place in order:
-            runner = active[place]
-            with self.on(runner) as stream:
-                runner.write(zero, slots[id(runner)], stream)
+        """Run the last stages; `launched` is told after each."""
+        for place, slots in self._last:
+            self.active[place].write(zero, slots)
             launched(place)
-        for key, writer in writers.items():
-            self.exchange.share_slots(writer.device.id, [key])
-
-
-class _Current:
-    """A device made current, and its current stream."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-
-    def __enter__(self) -> Any:
-        import cupy
-
-        self.device.__enter__()
-        return cupy.cuda.get_current_stream()
-
-    def __exit__(self, *exception: Any) -> None:
-        self.device.__exit__(*exception)
+        if self._writers and len(self.devices) > 1:
+            for key, device in self._writers.items():
+                self.exchange.share_slots(device, [key])
