@@ -112,7 +112,7 @@ def compare(
     oracle = Oracle(stepper.twin)
     tolerance = 0.0 if backend.exact and not inexact else TOLERANCES[dtype]
     signed = zeros_are_signed(traced)
-    scales = {spec.name: _largest(oracle.params[spec.name]) for spec in chosen}
+    scales = {name: _largest(weight) for name, weight in oracle.params.items()}
     for t in range(1, steps + 1):
         grads, drawn = {}, {}
         for spec in chosen:
@@ -123,9 +123,10 @@ def compare(
                 grads[spec.name] = backend.make(values, own, spec.gradient_layout)
         stepper.step(grads)
         oracle.step(drawn)
+        weights, state, counts = oracle.params, oracle.state, oracle.t
         for spec in chosen:
-            expected = {"the weight": oracle.params[spec.name], "the count t": oracle.t[spec.name]}
-            expected |= {f"slot {slot!r}": value for slot, value in oracle.state[spec.name].items()}
+            expected = {"the weight": weights[spec.name], "the count t": counts[spec.name]}
+            expected |= {f"slot {slot!r}": value for slot, value in state[spec.name].items()}
             got = stepper.results(spec.name)
             for what, value in expected.items():
                 scale = scales[spec.name] if what == "the weight" else 0.0
@@ -160,13 +161,14 @@ def against(reference: Reference, make: Callable[..., Any], dtype: str, steps: i
     for t in range(1, steps + 1):
         grads = {spec.name: draw(rng, spec, "gradient", dtype) for spec in chosen if t not in spec.missing}
         oracle.step(grads)
+        weights, counts = oracle.params, oracle.t
         for spec in chosen:
             if spec.name not in grads:
                 continue
             with np.errstate(all="ignore"):
-                new = reference(params[spec.name], grads[spec.name], states[spec.name], oracle.t[spec.name])
+                new = reference(params[spec.name], grads[spec.name], states[spec.name], counts[spec.name])
             params[spec.name] = np.asarray(new).astype(dtype)
-            found = difference(oracle.params[spec.name], params[spec.name], TOLERANCES[dtype], scale=scales[spec.name])
+            found = difference(weights[spec.name], params[spec.name], TOLERANCES[dtype], scale=scales[spec.name])
             if found:
                 yield f"the rule called by hand, {dtype}: {spec}, step {t}: the weight: {found}, by the reference"
                 return
