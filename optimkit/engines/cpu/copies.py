@@ -1,20 +1,22 @@
-"""Texts of two kernels that serve all rules: the end of a reduction, and copies of strided arrays.
+"""Texts of kernels that serve all rules: the end of a reduction, and copies of strided arrays.
 
 A copy moves a chunk of an array between its place in memory, strided and of any dtype, and a dense buffer of the
-compute dtype. Its layout is a row of words, `LAYOUT`; lengths and strides of the axes follow.
+compute dtype. There is one for each pair of dtypes. The array's layout is a row of words, `LAYOUT`, which begins with the
+address of its copy; lengths and strides of the axes follow.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
-from optimkit.arrays import DTYPES, DType, Placement
+from optimkit.arrays import DType, Placement
 from optimkit.engines.canonical import LANES, UNIT
-from optimkit.engines.cpu.text import ABSENT, ENTRY, JOB, WORD
+from optimkit.engines.cpu.text import ABSENT, ENTRY, JOB, LAYOUT, WORD
 from optimkit.engines.tables import Columns
 
 OPERATIONS = {"sum": 0, "sum_of_squares": 0, "max": 1, "min": 2}  # as FINISH tells them apart
-LAYOUT = Columns("axes", "stored", "computed")
 
 # Adds the units of each parameter in the canonical order.
 _FINISH = f"""\
@@ -64,16 +66,16 @@ def kernel(job):
 FINISH = _FINISH.replace("@NAMES", "\n".join(columns.text(str.upper, _FINISH) for columns in (JOB, Columns(*ENTRY))))
 
 _COPY = """\
-# a chunk of a strided array to or from a dense buffer
-from optimkit.engines.cpu.language import {kinds}, {loads}
-from optimkit.engines.cpu.language import load_int64 as word, {stores}
+# a chunk of a strided array of {stored} to or from a dense buffer of {computed}
+from optimkit.engines.cpu.language import {names}
+from optimkit.engines.cpu.language import load_int64 as word
 
 {layout}
 LENGTHS = {first}
 
 
 def kernel(layout, data, start, n, dense, mode):
-    axes, stored, computed = word(layout, AXES), word(layout, STORED), word(layout, COMPUTED)
+    axes = word(layout, AXES)
     last, step = word(layout, LENGTHS + axes - 1), word(layout, LENGTHS + 2 * axes - 1)
     done = 0
     while done < n:
@@ -85,45 +87,50 @@ def kernel(layout, data, start, n, dense, mode):
             line += (row % length) * word(layout, LENGTHS + axes + axis)
             row //= length
         if mode == 0:
-            for i in range(run):
-{read}
+{gather}
+        elif mode == 1:
+{scatter}
         else:
-            for i in range(run):
-                value = 0.0
-                if mode == 1:
-{fetch}
-{write}
+{zero}
         done += run
 """
 
-
-def _branches(depth: int, word: str, text: str) -> str:
-    """One statement for each dtype: the one whose code a word has is run."""
-    lines: list[str] = []
-    for dtype in DTYPES.values():
-        asked = f"{'el' * bool(lines)}if {word} == {dtype.code}:"
-        lines += [asked if dtype.code < len(DTYPES) - 1 else "else:", "    " + text.format(cpu=dtype.cpu)]
-    return "\n".join(" " * 4 * depth + line for line in lines)
-
-
-COPY = _COPY.format(
-    kinds=", ".join(dict.fromkeys(["float64", *(dtype.compute for dtype in DTYPES.values())])),
-    loads=", ".join(f"load_{dtype.cpu}" for dtype in DTYPES.values()),
-    stores=", ".join(f"store_{dtype.cpu}" for dtype in DTYPES.values()),
-    layout=LAYOUT.text(str.upper, _COPY),
-    first=len(LAYOUT),
-    read="\n".join(
-        (
-            _branches(4, "stored", "value = float64(load_{cpu}(line + i * step, 0))"),
-            _branches(4, "computed", "store_{cpu}(dense, done + i, {cpu}(value))"),
-        )
-    ),
-    fetch=_branches(5, "computed", "value = float64(load_{cpu}(dense, done + i))"),
-    write=_branches(4, "stored", "store_{cpu}(line + i * step, 0, {cpu}(value))"),
-)
+# Elements that lie side by side have a loop of their own, which takes several at a time.
+_LINE = """\
+            if step == {itemsize}:
+                for i in range(run):
+                    {dense}
+            else:
+                for i in range(run):
+                    {strided}"""
 
 
-def layout_words(where: Placement, size: int, compute: DType) -> np.ndarray:
-    """The layout of an array as the copy reads it."""
+@cache
+def copy_text(stored: DType, computed: DType) -> str:
+    """The text of a copy between an array of one dtype and a buffer of another.
+
+    `mode` is 0 to fill the buffer, 1 to write it back, 2 to fill the array with zeros.
+    """
+
+    def loops(statement: str) -> str:
+        dense, strided = statement.replace("AT", "line, i"), statement.replace("AT", "line + i * step, 0")
+        return _LINE.format(itemsize=stored.itemsize, dense=dense, strided=strided)
+
+    array, buffer = stored.cpu, computed.cpu
+    used = {array: 0, buffer: 0, **{f"{verb}_{kind}": 0 for verb in ("load", "store") for kind in (array, buffer)}}
+    return _COPY.format(
+        stored=stored.name,
+        computed=computed.name,
+        names=", ".join(used),
+        layout=LAYOUT.text(str.upper, _COPY),
+        first=len(LAYOUT),
+        gather=loops(f"store_{buffer}(dense, done + i, {buffer}(load_{array}(AT)))"),
+        scatter=loops(f"store_{array}(AT, {array}(load_{buffer}(dense, done + i)))"),
+        zero=loops(f"store_{array}(AT, {array}(0.0))"),
+    )
+
+
+def layout_words(where: Placement, size: int, copy: int) -> np.ndarray:
+    """The layout of an array, with the address of what copies it."""
     lengths, strides = where.lengths_and_strides(size)
-    return np.array([len(lengths), where.dtype.code, compute.code, *lengths, *strides], np.int64)
+    return np.array([copy, len(lengths), *lengths, *strides], np.int64)

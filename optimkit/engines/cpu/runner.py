@@ -13,7 +13,7 @@ import numpy as np
 from optimkit.arrays import DTYPES, DType, Placement
 from optimkit.engines import threads
 from optimkit.engines.canonical import LANES, UNIT
-from optimkit.engines.cpu.copies import COPY, FINISH, OPERATIONS, layout_words
+from optimkit.engines.cpu.copies import FINISH, OPERATIONS, copy_text, layout_words
 from optimkit.engines.cpu.kernels import Loops, compile_text
 from optimkit.engines.cpu.text import ABSENT, CHUNK, JOB, STRIDED, WORD, ZERO_G, entry_columns, kernel_text, scratch_bytes
 from optimkit.engines.protocol import Member, Tables
@@ -65,7 +65,7 @@ class CpuRunner:
         self.jobs: list[np.ndarray] = []
         self.stage_jobs: list[np.ndarray] = []
         self.addresses: list[int] = []
-        self.workers, self.copy = 1, 0
+        self.workers = 1
         self._make_job(0)
         self.reductions = {number: _Reductions(len(members), plan.stages[number]) for number in plan.reducing}
         self.gathered = np.zeros(len(members), np.int64)  # bits of the flags that stay: those of slots
@@ -79,17 +79,13 @@ class CpuRunner:
         self.table[p, self.columns.address[key]] = where.address
         if where.geometry is None and (where.dtype is self.dtype or key not in (WEIGHT, GRADIENT)):
             return 0  # what is of our own making has the dtype that the kernel expects
-        layout = self.layouts[p, key] = layout_words(where, self.members[p].size, DTYPES[self.dtype.compute])
+        layout = self.layouts[p, key] = layout_words(where, self.members[p].size, self._copy(where.dtype))
         self.table[p, self.columns.layout[key]] = layout.ctypes.data
-        self._need_copies()
         return self.columns.bit[key]
 
-    def _need_copies(self) -> None:
-        """Arrays are copied to and from scratch memory: tell the jobs what does it."""
-        if not self.copy:
-            self.copy = compile_text(COPY, 6, "vectorized").address
-            for job in (*self.jobs, *self.stage_jobs):
-                job[JOB.copy] = self.copy
+    def _copy(self, stored: DType) -> int:
+        """The address of what copies arrays of a dtype to and from scratch memory."""
+        return compile_text(copy_text(stored, DTYPES[self.dtype.compute]), 6, "vectorized").address
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
         for p in numbers:
@@ -105,7 +101,8 @@ class CpuRunner:
         self.table[:, self.columns.flags] = (flags & ~ABSENT) | ABSENT * ~active
 
     def compile_ahead(self) -> None:
-        self._need_copies()
+        for name in self.dtype.gradients:
+            self._copy(DTYPES[name])
 
     def gradients_moved(self, shifts: np.ndarray) -> None:
         self.table[:, self.columns.address[GRADIENT]] += shifts
@@ -125,10 +122,9 @@ class CpuRunner:
             self._make_job(thread)
 
     def job_of(self, number: int) -> np.ndarray:
-        """A job of its own for a stage that reduces, on this thread; it is kept up to date."""
+        """A job of its own for a stage that reduces, on this thread."""
         job = self.jobs[0].copy()
         job[JOB.results], job[JOB.operations], job[JOB.count] = self.reductions[number].words
-        self.stage_jobs.append(job)
         return job
 
     def _make_job(self, thread: int) -> None:
@@ -139,7 +135,7 @@ class CpuRunner:
         job[JOB.chunks], job[JOB.n_chunks] = self.chunks.ctypes.data, len(self.chunks)
         job[JOB.counter], job[JOB.scratch] = self.counter.ctypes.data, self.scratch[thread].ctypes.data
         job[JOB.table], job[JOB.n_params] = self.table.ctypes.data, len(self.members)
-        job[JOB.entry_bytes], job[JOB.copy] = WORD * len(self.columns), self.copy
+        job[JOB.entry_bytes] = WORD * len(self.columns)
         job[JOB.rows], job[JOB.uniforms] = self.rows.ctypes.data, self.uniforms.ctypes.data
         job[JOB.partials] = self.partials.ctypes.data
         self.jobs.append(job)

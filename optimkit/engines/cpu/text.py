@@ -25,10 +25,11 @@ CHUNK = 16384
 WORD = 8  # bytes
 JOB = Columns(
     "chunks", "counter", "n_chunks", "table", "rows", "uniforms", "scratch", "partials",
-    "results", "operations", "copy", "zero", "n_params", "entry_bytes", "count",
+    "results", "operations", "zero", "n_params", "entry_bytes", "count",
 )  # fmt: skip
 ENTRY = ("size", "row", "flags", "first_unit")  # of a parameter; its arrays follow
 ABSENT, ZERO_G, GATHER = 1, 2, 4  # bits of flags; from GATHER on, one for each array that may have to be gathered
+LAYOUT = Columns("copy", "axes")  # of an array that is gathered: the address of what does it; lengths and strides follow
 STRIDED = (WEIGHT, GRADIENT)  # arrays that may be strided, or of another dtype, in any bucket
 
 TABLE = OPERATORS | {
@@ -70,7 +71,7 @@ from optimkit.engines.cpu.language import {real} as real, load_{cpu} as load, lo
 _LOOP = """\
 def kernel(job):
     chunks, counter, n_chunks, table = word(job, CHUNKS), word(job, COUNTER), word(job, N_CHUNKS), word(job, TABLE)
-    rows, uniforms, scratch, copy = word(job, ROWS), word(job, UNIFORMS), word(job, SCRATCH), word(job, COPY)
+    rows, uniforms, scratch = word(job, ROWS), word(job, UNIFORMS), word(job, SCRATCH)
 {begin}
     while True:
         c = claim(counter, 1)
@@ -161,7 +162,7 @@ class _Kernel:
                 lines += [f"{name}_data = word(entry, {name}_at)", f"if flags & GATHER_{name}:"]
                 lines += [f"    p_{name} = scratch + {offset}"]
                 if key in stage.reads:
-                    lines += ["    " + self._copy(name, 0)]
+                    lines += ["    " + line for line in self._copy(name, 0)]
                 lines += ["else:", f"    p_{name} = {name}_data + {itemsize} * start"]
             else:
                 lines.append(f"p_{name} = word(entry, {name}_at) + {itemsize} * start")
@@ -178,9 +179,10 @@ class _Kernel:
             lines.append(f"u{column} = load(uniform, {column}){truth}  # {formula(plan.uniforms[column])}")
         return lines
 
-    def _copy(self, name: str, mode: int) -> str:
+    def _copy(self, name: str, mode: int) -> list[str]:
         """A chunk of an array to scratch memory (0), from there (1), or filled with zeros (2)."""
-        return f"call(copy, word(entry, {name}_layout), {name}_data, start, n, p_{name}, {mode})"
+        layout = f"layout = word(entry, {name}_layout)"
+        return [layout, f"call(word(layout, {LAYOUT.copy}), layout, {name}_data, start, n, p_{name}, {mode})"]
 
     def _loads(self) -> list[str]:
         return [f"{self.names[key]} = load(p_{self.names[key]}, i)" for key in self.stage.reads]
@@ -199,10 +201,10 @@ class _Kernel:
         for key in self.stage.outputs:
             if key in self.strided:
                 name = self.names[key]
-                lines += [f"if flags & GATHER_{name}:", "    " + self._copy(name, 1)]
+                lines += [f"if flags & GATHER_{name}:", *("    " + line for line in self._copy(name, 1))]
         if self.stage is self.plan.last:
             lines += ["if zero and flags & ZERO_G:", f"    if flags & GATHER_{self.names[GRADIENT]}:"]
-            lines += ["        " + self._copy(self.names[GRADIENT], 2), "    else:"]
+            lines += [*("        " + line for line in self._copy(self.names[GRADIENT], 2)), "    else:"]
             lines += ["        for i in range(n):", "            store(p_g, i, real(0.0))"]
         return lines
 
