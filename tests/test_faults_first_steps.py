@@ -11,9 +11,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 # Optimizers in children that have not loaded LLVM, and what the eager engine makes of their weights.
 START = """
-import logging, os, signal, sys, tempfile, threading, time
+import logging, os, signal, sys, tempfile, threading, time, warnings
 import numpy as np, optimkit
 import optimkit.engines.cpu.step
+
+warnings.filterwarnings("ignore", ".* is multi-threaded, use of fork", DeprecationWarning)  # from Python 3.12 on: so it is
 
 def cold():  # in a child: no kernel is kept anywhere, and nothing hangs for ever
     signal.alarm(30)
