@@ -220,3 +220,37 @@ def test_the_rule_has_all_operations_whose_bits_are_the_same_everywhere():
     exact = {name for name, operation in OPERATIONS.items() if operation.exact}
     assert exact - used == {"real", "imag", "conj", *ROUNDING}
     assert {"size", "slot", "total", "sum", "max", "min", "sum_of_squares"} <= used
+
+
+@pytest.mark.parametrize("reason", ["frozen and zeroed", "memory is shared", "another array stands there", "read-only"])
+def test_the_driver_goes_on_where_compiled_steps_stopped(reason):
+    """Steps that compiled code was not even asked for, right after some that it took with other gradients."""
+    weights, optimizers = [], []
+    for engine in ("llvm", "eager"):
+        w = {name: np.full(5, 0.5, np.float32) for name in "abc"}
+        grads = {name: np.linspace(0.1, 1.0, 5, dtype=np.float32) for name in "abc"}
+        opt = Adam(w, lr=0.1, engine=engine)
+        weights.append(w)
+        optimizers.append(opt)
+        if reason == "frozen and zeroed":
+            opt.freeze("c")
+        opt.step(grads)
+        opt.step(grads)
+        for names in ("ab", "a", "abc", "bc"):
+            opt.step({name: grads[name] for name in names})
+        if reason == "memory is shared":
+            opt.step({"a": grads["a"], "b": grads["a"], "c": grads["c"]})
+            for names in ("c", "ab"):
+                opt.step({name: grads[name] for name in names})
+        elif reason == "another array stands there":
+            w["a"] = w["a"].copy()
+        elif reason == "read-only":
+            grads["b"].flags.writeable = False
+            with pytest.raises(ValueError, match="gradient of 'b' is read-only"):
+                opt.step({"b": grads["b"], "c": grads["c"]}, zero_grad=True)
+            opt.step({"b": grads["b"], "c": grads["c"]})
+        opt.step({"b": grads["b"], "c": grads["c"]}, zero_grad=reason != "read-only")
+        assert grads["c"].any() == (reason == "read-only")
+    for name, w in weights[0].items():
+        np.testing.assert_array_equal(w, weights[1][name], name)
+        assert optimizers[0].state[name].t == optimizers[1].state[name].t

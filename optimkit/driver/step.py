@@ -37,6 +37,8 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
 
 def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """A step in which something may be new: arrays, counts, structure."""
+    if run.warm is not None:
+        run.warm.hand_over()
     try:
         gradients = adopt_weights(run)
         found = gradients.collect(grads, zero_grad, run.steps is None)

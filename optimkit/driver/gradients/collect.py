@@ -71,7 +71,6 @@ class Gradients:
         self.entries = list(entries)
         self.ever, self.passed = ever, False
         self.settled = False
-        self._present = np.zeros(len(self.entries), bool)
         self.find_frozen()
         self.sharing: frozenset[int] = frozenset()
         self.ranges = ByteRanges(self.entries)
@@ -100,10 +99,8 @@ class Gradients:
         for place in frozen:
             values[place] = None
         views = self._check(values, zero, anew)
-        shifts = None
-        if not self.settled:
-            shifts, self._present = self.fingerprints.now - self.fingerprints.before, self.fingerprints.present != 0
-        return Collected(values, aside, views, self._present, shifts, self.sharing)
+        shifts = None if self.settled else self.fingerprints.now - self.fingerprints.before
+        return Collected(values, aside, views, self.fingerprints.present != 0, shifts, self.sharing)
 
     def find_frozen(self) -> None:
         """Which parameters are frozen now, by place."""

@@ -65,7 +65,7 @@ class Fingerprints:
         n = len(ranges.entries)
         self.ranges = ranges
         self.seen: list[Fingerprint] = [UNSEEN] * n
-        self.before, self.now, self.present, self._present_before = (np.zeros(n, np.int64) for _ in range(4))
+        self.before, self.now, self.present, self.present_before = (np.zeros(n, np.int64) for _ in range(4))
         self.moved = False  # whether some array with the same fingerprint has come, has gone, or is at another address
         self.compiled: Compiled | None = None
         libraries = {entry.library for entry in ranges.entries}
@@ -75,7 +75,7 @@ class Fingerprints:
 
     def compile(self, make: Callable[..., Compiled]) -> Compiled:
         """Compare in compiled code from now on."""
-        self.compiled = make(self.before, self.now, self.present, self.ranges.gradients, self.ranges.table)
+        self.compiled = make(self.before, self.now, self.present_before, self.ranges.gradients, self.ranges.table)
         for place, seen in enumerate(self.seen):
             self.compiled.keep(place, seen)
         return self.compiled
@@ -99,7 +99,7 @@ class Fingerprints:
             else:
                 others.append(place)
         self.now[:], self.present[:] = found, look.present
-        self.moved = bool((self.now != self.before).any() or (self.present != self._present_before).any())
+        self.moved = bool((self.now != self.before).any() or (self.present != self.present_before).any())
         return others
 
     def _look_at(self, values: list[Any]) -> _Look:
@@ -137,7 +137,7 @@ class Fingerprints:
 
     def settle(self) -> None:
         """Engines have the new addresses: they are those before, in the next step."""
-        self.before[:], self._present_before[:] = self.now, self.present
+        self.before[:], self.present_before[:] = self.now, self.present
         self._look_before, self._look = self._look, None
 
     def read_only(self, values: Sequence[Any], compared: bool) -> list[int]:

@@ -78,6 +78,7 @@ class WarmStep:
         self.ids: np.ndarray | None = None
         self.runners: list[Any] = [bucket.runner for bucket in buckets]
         self.threaded = any(runner.threaded for runner in self.runners)
+        self.ahead = False  # of the buckets: compiled code may have counted, or placed gradients, since they were told
 
     @classmethod
     def of(
@@ -120,12 +121,17 @@ class WarmStep:
         if watch.ids is not self.ids:
             self.ids = watch.ids
             self.compiled.expect(watch.ids)
-        if (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero):
-            return StepResult(True, self.compiled.norm)
-        present = gradients.fingerprints.present != 0
-        for bucket in self.buckets:
-            bucket.stepped_elsewhere(present)
-        return None
+        self.ahead = True
+        taken = (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero)
+        return StepResult(True, self.compiled.norm) if taken else None
+
+    def hand_over(self) -> None:
+        """Tell the buckets what compiled code did: a step is taken that is not warm."""
+        if self.ahead:
+            present = self.gradients.fingerprints.present_before != 0
+            for bucket in self.buckets:
+                bucket.stepped_elsewhere(present)
+            self.ahead = False
 
     def _on_threads(self, standing: list[Any], values: list[Any], zero: bool) -> int:
         for runner in self.runners:
