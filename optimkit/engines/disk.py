@@ -114,9 +114,10 @@ def say_compiling() -> None:
     """Say once in a process that it is slower to start, since it compiles."""
     import logging  # takes a tenth of a start without compiling, which does not need it
 
+    path = folder()
     logging.getLogger("optimkit").info(
-        "compiling kernels, which takes some tenths of a second for each rule and dtype, once: they are kept in %s",
-        folder_path(),
+        "compiling kernels, which takes some tenths of a second for each rule and dtype, %s",
+        f"once: they are kept in {path}" if path is not None else "in every process: they can't be kept",
     )
 
 
