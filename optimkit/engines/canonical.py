@@ -48,8 +48,8 @@ def unit_values(xp: Any, op: str, values: Any, scale: int = 0) -> Any:
     if op == "sum_of_squares":
         wide = wide * 2.0**scale if scale else wide
         wide = wide * wide
-    wide = _pad(xp, op, wide, UNIT)
-    return _fold(xp, op, xp.reshape(wide, (-1, UNIT // LANES, LANES)))
+    wide = _pad(xp, op, wide, UNIT if wide.shape[0] > UNIT else LANES)  # rows of identities would change nothing
+    return _fold(xp, op, xp.reshape(wide, (-1, min(UNIT, wide.shape[0]) // LANES, LANES)))
 
 
 def combine(xp: Any, op: str, values: Any) -> Any:
