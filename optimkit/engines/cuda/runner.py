@@ -169,7 +169,8 @@ class CudaRunner:
     def begin(self, tables: Tables, stream: Any, alone: bool, capturing: bool) -> None:
         """Bring the tables of this step to the device, which is the current one."""
         self.stream = stream
-        _ready_thread(self.device.id)
+        if not capturing:  # a thread that captures has a context
+            _ready_thread(self.device.id)
         self._tell("table", self.table.find(tables.row_of, tables.row_of_changed, stream))
         tables.row_of_changed = False
         if capturing:
