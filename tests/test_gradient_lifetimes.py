@@ -1,4 +1,4 @@
-"""How long gradients live: a step keeps none, be it applied, skipped or failed, and the caller's own stay the caller's."""
+"""How long things live: a step keeps no gradient, and the caller's own stay the caller's; a dropped optimizer is gone."""
 
 from __future__ import annotations
 
@@ -96,3 +96,18 @@ def test_the_callers_own_grad_stays_the_callers(uncollected):
     del g
     assert alive() is None
     assert not opt.step().applied
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_an_optimizer_that_is_dropped_is_gone_at_once(uncollected, optimkit_backend, steps):
+    """On a GPU its slots are memory that somebody waits for."""
+    if optimkit_backend.functional:
+        pytest.skip("the functional form keeps nothing")
+    w, g = (optimkit_backend.make(np.ones(100), "float32") for _ in range(2))
+    opt = Adam({"w": w}, nonfinite="skip", engine=optimkit_backend.engine)
+    for _ in range(steps):
+        opt.step({"w": g})
+    buckets = opt._run.steps.buckets if steps else []
+    alive = [weakref.ref(x) for x in (opt._run, *buckets, *(bucket.runner for bucket in buckets))]
+    del opt, buckets
+    assert [x() for x in alive if x() is not None] == []

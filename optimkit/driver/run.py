@@ -27,7 +27,7 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.uniforms import Shared
-from optimkit.driver.steps.warm import Numbers, WarmStep
+from optimkit.driver.steps.warm import WarmStep
 from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform, check_where
 from optimkit.rules.numbers import coerce_number
@@ -241,9 +241,8 @@ class Run:
         if self.steps is None or self.watch is None or make is None:
             return None
         buckets, compiled = self.steps.buckets, gradients.fingerprints.compile(make)
-        numbers = [Numbers(self.step_number, self.links, bucket.groups, bucket.plan.numbers) for bucket in buckets]
         checked = self.settings.nonfinite != "allow"
-        return WarmStep.of(gradients, self.watch, buckets, compiled, numbers, self.shared, checked, self.counted)
+        return WarmStep.of(gradients, self.watch, buckets, compiled, self.shared, checked, self.counted)
 
     def forget_warm(self) -> None:
         """Steps are not warm any more."""

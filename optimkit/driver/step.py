@@ -29,7 +29,7 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
         if run.links:
             run.check_versions()
         warm = run.warm or run.ready_warm()
-        result = warm.take(grads, zero_grad) if warm is not None else None
+        result = warm.take(run.step_number, grads, zero_grad) if warm is not None else None
         return result if result is not None else take_anew(run, grads, zero_grad)
     finally:
         run.stepping = False

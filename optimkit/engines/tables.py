@@ -25,10 +25,10 @@ class Columns:
         return len(self.names)
 
     def text(self, spelled: Callable[[str], str], used: str) -> str:
-        """The statement that makes names known in a kernel written in Python: those that its text uses."""
+        """The statement that makes names known in a kernel written in Python: those that its text uses; "" for none."""
         named = {spelled(name): place for place, name in enumerate(self.names)}
         known = {name: place for name, place in named.items() if re.search(rf"\b{name}\b", used)}
-        return f"{', '.join(known)} = {', '.join(map(str, known.values()))}"
+        return f"{', '.join(known)} = {', '.join(map(str, known.values()))}" if known else ""
 
 
 class Entry(Columns):

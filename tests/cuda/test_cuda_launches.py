@@ -159,6 +159,21 @@ def test_sets_of_gradients_seen_lately_are_uploaded_once(cupy: Any, options: dic
     assert counters.uploads > uploads + len(turns), "gradients elsewhere are another table"
 
 
+def test_tables_of_weights_that_are_gone_are_used_again(cupy: Any) -> None:
+    """Two weights are rebound between two steps, again and again: their table lies where one of before lay."""
+    params = {"a": cupy.zeros(4, cupy.float32), "b": cupy.zeros(4, cupy.float32)}
+    grads = {name: cupy.ones(4, cupy.float32) for name in params}
+    opt = optimkit.SGD(params, lr=0.1)
+    opt.step(grads)
+    allocator = cupy.cuda.get_allocator()
+    for _ in range(3):
+        params.update({name: w.copy() for name, w in params.items()})
+        sizes: list[int] = []
+        with cupy.cuda.using_allocator(lambda size, sizes=sizes: (sizes.append(size), allocator(size))[1]):
+            opt.step(grads)
+        assert sizes == []
+
+
 def test_results_that_are_held_keep_their_values(cupy: Any) -> None:
     w = cupy.zeros(4, cupy.float32)
     grads = [cupy.full(4, value, cupy.float32) for value in (1.0, 2.0, 3.0)]

@@ -88,6 +88,7 @@ class Fingerprints:
             self.present[:] = [x is not None for x in values]
             return others
         look = self._look = self._look_at(values)
+        self.present[:] = look.present
         if look == self._look_before:
             self.moved = False
             return []
@@ -98,7 +99,7 @@ class Fingerprints:
                 found[place] = address
             else:
                 others.append(place)
-        self.now[:], self.present[:] = found, look.present
+        self.now[:] = found
         self.moved = bool((self.now != self.before).any() or (self.present != self.present_before).any())
         return others
 

@@ -6,7 +6,7 @@ are rows of the scalar table, one for each distinct (group, t).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from optimkit import arrays
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
+from optimkit.driver.steps.numbers import Numbers, Value
 from optimkit.engines.protocol import DeviceRunner, Engine, HostRunner, Member, Tables
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 from optimkit.rules.chain import Chain, SlotKey
@@ -40,8 +41,8 @@ class Bucket:
         n = len(entries)
         self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
         self.counts_on_device = False
-        self.read_numbers = self._read_numbers
-        self._numbers: list[list[float]] = []  # those of the rows as they are
+        self.numbers = Numbers(chain, self.groups, plan.numbers)
+        self._filled = 0  # the version of the numbers that the rows are of
         self._sorted = False
         self._number_of = {place: number for number, place in enumerate(places)}
         self._lent: list[Member] = []  # members that hold a gradient, until the step ends
@@ -119,16 +120,16 @@ class Bucket:
 
     # ---- numbers and counts
 
-    def fill_rows(self, value: Callable[[Group, Hashable], float]) -> None:
+    def fill_rows(self, value: Value) -> None:
         """Compute the host values of this step: one row per distinct (group, t)."""
+        self.numbers.refresh(value)
         if not self._sorted:
             self._sort_rows()
-        numbers = self.read_numbers(value)
-        if numbers is self._numbers and self.counts_on_device:
+        if self.counts_on_device and self._filled == self.numbers.version:
             return
-        host = self.plan.host
+        host, numbers = self.plan.host, self.numbers.table.tolist()
         self.tables.rows[:] = [host(numbers[group], t + 1) for group, t in self.classes]
-        self.tables.rows_changed, self._numbers = True, numbers
+        self.tables.rows_changed, self._filled = True, self.numbers.version
 
     def _sort_rows(self) -> None:
         """Which rows there are, and which of them each member reads."""
@@ -145,13 +146,7 @@ class Bucket:
             tables.row_of = row_of.astype(np.int64)
         self.classes = [(pair % count, pair // count) for pair in classes.tolist()]
         tables.rows = np.zeros((len(classes), len(self.plan.hosts)))
-        tables.row_of_changed, self._sorted, self._numbers = True, True, []
-
-    def _read_numbers(self, value: Callable[[Group, Hashable], float]) -> list[list[float]]:
-        """The numbers of the groups that rows are of."""
-        used = {group for group, _ in self.classes}
-        keys = self.plan.numbers
-        return [[value(group, key) for key in keys] if place in used else [] for place, group in enumerate(self.groups)]
+        tables.row_of_changed, self._sorted, self._filled = True, True, 0
 
     def stepped_elsewhere(self, present: np.ndarray) -> None:
         """Steps were taken in compiled code: counts have changed, and which places have a gradient."""

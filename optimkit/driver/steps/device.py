@@ -16,7 +16,6 @@ from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared
-from optimkit.driver.steps.warm import Numbers, Value
 from optimkit.engines import protocol
 from optimkit.fusion.graph import Level, Node
 
@@ -51,7 +50,6 @@ class DeviceSteps:
         for key in shared:
             shared[key] = self.launches.slot_view(("slot", *key, "optimizer"))
         for bucket in buckets:
-            bucket.read_numbers = _ReadWhereSet(bucket)
             self._place_slots(bucket)
             if self.device_count:
                 bucket.counts_on_device = True
@@ -152,26 +150,6 @@ class DeviceSteps:
 
 def _runner(bucket: Bucket) -> protocol.DeviceRunner:
     return cast(protocol.DeviceRunner, bucket.runner)
-
-
-class _ReadWhereSet:
-    """The numbers of a bucket by group, read anew where one was set."""
-
-    def __init__(self, bucket: Bucket) -> None:
-        self.bucket = bucket
-        self.numbers: Numbers | None = None
-        self.seen: list[Any] = []
-        self.rows: list[list[float]] = []
-
-    def __call__(self, value: Value) -> list[list[float]]:
-        if self.numbers is None:
-            links = dict(self.bucket.chain.links)
-            known = [links.get(index, self.bucket.chain.optimizer) for index in range(1, 1 + max(links, default=0))]
-            self.numbers = Numbers(value, known, self.bucket.groups, self.bucket.plan.numbers)
-        self.numbers.refresh()
-        if self.seen is not self.numbers.seen:
-            self.seen, self.rows = self.numbers.seen, self.numbers.table.tolist()
-        return self.rows
 
 
 class Pending:

@@ -7,58 +7,19 @@ one is. Sets of gradients that take turns are all warm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from operator import getitem, is_
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from optimkit.driver.entries.group import Group
 from optimkit.driver.gradients.collect import Gradients
 from optimkit.driver.gradients.fingerprints import Compiled
 from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.interrupts import deferred_interrupts
+from optimkit.driver.steps.numbers import Value
 from optimkit.driver.steps.result import StepResult
 from optimkit.driver.steps.uniforms import Shared
-from optimkit.rules.rule import Rule
-
-Value = Callable[[Group, Hashable], float]
-
-
-class Numbers:
-    """The numbers of a bucket's groups in this step, (groups, numbers) float64, read anew where one was set.
-
-    `value(group, key)` is a number of a group for the step that begins. A schedule is called in every step.
-    """
-
-    def __init__(self, value: Value, links: Sequence[Rule], groups: Sequence[Group], keys: Sequence[Any]) -> None:
-        self.value, self.groups, self.keys = value, list(groups), list(keys)
-        self.table = np.zeros((len(groups), max(1, len(keys))))
-        places: dict[tuple[int, str], tuple[Any, str]] = {}
-        for group in groups:
-            for index, name, _ in keys:
-                values = group.values if index == 0 else links[index - 1].__dict__
-                places.setdefault((id(values), name), (values, name))
-        self.values, self.names = [each[0] for each in places.values()], [each[1] for each in places.values()]
-        self.factors = [group.factors for group in groups]
-        self.seen: list[Any] = []
-        self.seen_factors: list[dict[int, float]] = []
-        self.scheduled = True
-
-    def refresh(self) -> None:
-        """Read what was set since; ValueError where a number is out of range, and nothing is taken over then."""
-        now = list(map(getitem, self.values, self.names))
-        if not self.scheduled and self.factors == self.seen_factors and all(map(is_, now, self.seen)):
-            return
-        factors = [dict(each) for each in self.factors]
-        self.table[:, : len(self.keys)] = [[self.value(group, key) for key in self.keys] for group in self.groups]
-        self.scheduled = any(map(callable, _flat(now)))
-        self.seen, self.seen_factors = now, factors
-
-
-def _flat(values: Sequence[Any]) -> list[Any]:
-    return [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
 
 
 class WarmStep:
@@ -69,11 +30,10 @@ class WarmStep:
         gradients: Gradients,
         watch: ContainerWatch,
         buckets: Sequence[Bucket],
-        numbers: Sequence[Numbers],
         compiled: Compiled,
     ) -> None:
         self.gradients, self.watch, self.compiled = gradients, watch, compiled
-        self.buckets, self.numbers = list(buckets), list(numbers)
+        self.buckets, self.numbers = list(buckets), [bucket.numbers for bucket in buckets]
         self.read = gradients.mirror.read_plain
         self.ids: np.ndarray | None = None
         self.runners: list[Any] = [bucket.runner for bucket in buckets]
@@ -87,7 +47,6 @@ class WarmStep:
         watch: ContainerWatch,
         buckets: Sequence[Bucket],
         compiled: Compiled,
-        numbers: Sequence[Numbers],
         shared: Shared,
         checked: bool,
         steps: np.ndarray,
@@ -98,14 +57,14 @@ class WarmStep:
         are counted in `steps`.
         """
         parts = [
-            (bucket.runner, bucket.places, bucket.t, bucket.group_of, own.table, [entry.uniforms for entry in bucket.entries])
-            for bucket, own in zip(buckets, numbers, strict=True)
+            (each.runner, each.places, each.t, each.group_of, each.numbers.table, [entry.uniforms for entry in each.entries])
+            for each in buckets
         ]
         served = compiled.serve(parts, shared, checked, steps)
-        return cls(gradients, watch, buckets, numbers, compiled) if served else None
+        return cls(gradients, watch, buckets, compiled) if served else None
 
-    def take(self, grads: Any, zero: bool) -> StepResult | None:
-        """Take a step, or None, and nothing is written."""
+    def take(self, value: Value, grads: Any, zero: bool) -> StepResult | None:
+        """Take a step, or None, and nothing is written. `value` gives the numbers, as `Numbers` reads them."""
         gradients, watch = self.gradients, self.watch
         standing = None if gradients.sharing else watch.standing()
         if standing is None:
@@ -116,7 +75,7 @@ class WarmStep:
         for place in gradients.frozen:
             values[place] = None
         for numbers in self.numbers:
-            numbers.refresh()
+            numbers.refresh(value)
         gradients.passed = grads is not None
         if watch.ids is not self.ids:
             self.ids = watch.ids

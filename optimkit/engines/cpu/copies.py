@@ -117,7 +117,7 @@ def copy_text(stored: DType, computed: DType) -> str:
         return _LINE.format(itemsize=stored.itemsize, dense=dense, strided=strided)
 
     array, buffer = stored.cpu, computed.cpu
-    used = {array: 0, buffer: 0, **{f"{verb}_{kind}": 0 for verb in ("load", "store") for kind in (array, buffer)}}
+    used = dict.fromkeys(verb + kind for verb in ("", "load_", "store_") for kind in (array, buffer))
     return _COPY.format(
         stored=stored.name,
         computed=computed.name,

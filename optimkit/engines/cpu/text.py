@@ -61,10 +61,8 @@ _HEAD = """\
 from optimkit.engines.cpu.language import {names}
 from optimkit.engines.cpu.language import {real} as real, load_{cpu} as load, load_int64 as word, store_{cpu} as store
 
-# words of the job; columns of a parameter's entry, and bits of its flags
-{job}
-{entry}
-{flags}
+# words of the job; columns of a parameter's entry, and bits of its flags; words of an array's layout
+{words}
 
 """
 
@@ -138,15 +136,19 @@ class _Kernel:
         loop = _LOOP.format(entry_bytes=WORD * len(self.columns), chunk=CHUNK, begin=indent(begin, 1))
         body = self._reduce_loop() if stage.reductions else self._write_loop()
         kernel = f"{loop}{indent(self._setup(), 2)}\n{indent(body, 2)}\n"
+        words = [
+            JOB.text(str.upper, kernel),
+            self.columns.text(lambda name: name.upper() if name in ENTRY else name, kernel),
+            f"{', '.join(bits)} = {', '.join(map(str, bits.values()))}",
+            LAYOUT.text(str.upper, kernel),
+        ]
         head = _HEAD.format(
             title=f"{plan.program.name}, {dtype.name}, stage {self.number + 1} of {len(plan.stages)}",
             traffic=f"{read} bytes read, {written} written per element",
             names=used_names(kernel),
             real=dtype.compute,
             cpu=dtype.cpu,
-            job=JOB.text(str.upper, kernel),
-            entry=self.columns.text(lambda name: name.upper() if name in ENTRY else name, kernel),
-            flags=f"{', '.join(bits)} = {', '.join(map(str, bits.values()))}",
+            words="\n".join(filter(None, words)),
         )
         return head + kernel
 
@@ -182,7 +184,7 @@ class _Kernel:
     def _copy(self, name: str, mode: int) -> list[str]:
         """A chunk of an array to scratch memory (0), from there (1), or filled with zeros (2)."""
         layout = f"layout = word(entry, {name}_layout)"
-        return [layout, f"call(word(layout, {LAYOUT.copy}), layout, {name}_data, start, n, p_{name}, {mode})"]
+        return [layout, f"call(word(layout, COPY), layout, {name}_data, start, n, p_{name}, {mode})"]
 
     def _loads(self) -> list[str]:
         return [f"{self.names[key]} = load(p_{self.names[key]}, i)" for key in self.stage.reads]

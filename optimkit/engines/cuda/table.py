@@ -1,7 +1,7 @@
 """The table of a bucket's parameters: as the host knows it, and the copies of it in device memory.
 
-    table.moved(shifts)                       # or changed(p, ...), presence(active): what the driver says
-    table.find(row_of, stream)                # the address of a table that says so, uploaded where there is none
+    table.moved(shifts)                       # or changed(p, member), presence(active): what the driver says
+    table.find(row_of, changed, stream)       # the address of a table that says so, uploaded where there is none
 
 Gradients come and go in sets: the two buffers of a loop that takes turns, the layers that are trained now. The tables of
 the sets seen lately stay on the device, so that a set that comes back is an address, and no upload.
@@ -91,7 +91,7 @@ class MemberTable:
 
     def _forget(self) -> None:
         self._found = None
-        self._spare = list(self._lately.values())
+        self._spare += self._lately.values()
         self._lately.clear()
 
     # ---- on the device

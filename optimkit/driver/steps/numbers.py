@@ -1,0 +1,57 @@
+"""The numbers of a bucket's groups in a step: rates and other settings, schedules included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from operator import getitem, is_
+from typing import Any
+
+import numpy as np
+
+from optimkit.driver.entries.group import Group
+from optimkit.rules.chain import Chain
+
+Value = Callable[[Group, Hashable], float]
+
+
+class Numbers:
+    """The numbers of groups, (groups, numbers) float64, read anew where one was set.
+
+    A schedule is called in every step, for every group. `version` tells values from those before.
+    """
+
+    def __init__(self, chain: Chain, groups: Sequence[Group], keys: Sequence[Any]) -> None:
+        self.groups, self.keys, self.version = list(groups), list(keys), 0
+        self.table = np.zeros((len(groups), max(1, len(keys))))
+        places: dict[tuple[int, str], tuple[Any, str]] = {}
+        links = dict(chain.links)
+        for group in groups:
+            for index, name, _ in keys:
+                values = group.values if index == 0 else links[index].__dict__
+                places.setdefault((id(values), name), (values, name))
+        self.values, self.names = [each[0] for each in places.values()], [each[1] for each in places.values()]
+        self.factors = [group.factors for group in groups]
+        self.seen: list[Any] = []
+        self.seen_factors: list[dict[int, float]] = []
+        self.scheduled = True
+
+    def refresh(self, value: Value) -> None:
+        """Read what was set since; `value(group, key)` is a number of a group for the step that begins.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range; nothing is taken over then.
+        """
+        now = list(map(getitem, self.values, self.names))
+        if not self.scheduled and self.factors == self.seen_factors and all(map(is_, now, self.seen)):
+            return
+        factors = [dict(each) for each in self.factors]
+        self.table[:, : len(self.keys)] = [[value(group, key) for key in self.keys] for group in self.groups]
+        self.version += 1
+        self.scheduled = any(map(callable, _flat(now)))
+        self.seen, self.seen_factors = now, factors
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    return [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
