@@ -102,12 +102,12 @@ def test_an_interrupt_while_gradients_are_handed_over_spoils_nothing(engine, mon
     for grads in (gradients(0), gradients(1)):
         opt.step(grads)
         plain.step(grads)
-    bucket = opt._run.steps.buckets[0]
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
     for method in ("arrays_changed", "prepare", *(["gradients_moved", "presence_changed"] if engine == "llvm" else [])):
+        bucket = opt._run.steps.buckets[0]
         with monkeypatch.context() as patch:
             patch.setattr(bucket.runner, method, interrupt)
             others = {name: np.array(g, order="F") for name, g in gradients(2).items()}
@@ -120,7 +120,8 @@ def test_an_interrupt_while_gradients_are_handed_over_spoils_nothing(engine, mon
         opt.step(grads)
         plain.step(grads)
         assert_same(one, two)
-        assert [member.gradient for member in bucket.members if member.gradient is not None] == []
+        for each in (bucket, *opt._run.steps.buckets):
+            assert [member.gradient for member in each.members if member.gradient is not None] == []
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -18,7 +18,7 @@ import numpy as np
 
 from optimkit import arrays
 from optimkit.containers.param import Param, Where, matches
-from optimkit.containers.tree import Tree
+from optimkit.containers.tree import Tree, data_of
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.gradients.collect import Gradients
@@ -26,6 +26,7 @@ from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
 from optimkit.driver.steps.exchange import Exchange
+from optimkit.driver.steps.underway import Underway
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.driver.steps.warm import WarmStep
 from optimkit.rules.chain import Chain, Conventions
@@ -61,8 +62,10 @@ class Run:
         How often `step` was called, (1,) int64: compiled code counts there too. `count` is its value.
     ever : bool
         Whether there ever was a gradient.
-    stepping : bool
-        A step is under way.
+    stepping : Underway
+        True while a step is under way.
+    whole : bool
+        What is prepared is prepared wholly. While a step prepares, it is not; so if that is interrupted.
     steps, gradients, watch
         What is prepared for the next step; None after a change of structure.
     warm : WarmStep, optional
@@ -82,7 +85,8 @@ class Run:
     shared: Shared = field(default_factory=dict)
     counted: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     ever: bool = False
-    stepping: bool = False
+    stepping: Underway = field(default_factory=Underway)
+    whole: bool = True
     steps: Steps | None = None
     gradients: Gradients | None = None
     watch: ContainerWatch | None = None
@@ -261,8 +265,15 @@ class Run:
         self.store_counts()
         if self.gradients is not None:
             self.ever = self.gradients.ever
-        self.steps = self.gradients = self.watch = None
-        self.forget_warm()
+        self.__dict__.update(steps=None, gradients=None, watch=None, warm=None, warm_tried=False)  # all at once
+
+    def renew(self) -> None:
+        """A step was interrupted as it prepared: nothing that was prepared is trusted, and all is made anew."""
+        self.forget()
+        for entry in self.entries:
+            if entry.taken is not entry.param.data and data_of(entry.anchor) is entry.param.data:
+                entry.take_data()  # adopted already, as the container has it
+        self.whole = True
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
@@ -276,7 +287,7 @@ _living: weakref.WeakSet[Run] = weakref.WeakSet()
 def _renew_locks() -> None:
     """A thread that held a lock when the process was forked is not there in the child."""
     for run in list(_living):
-        run.lock, run.stepping = threading.RLock(), False
+        run.lock, run.stepping = threading.RLock(), Underway()
 
 
 if hasattr(os, "register_at_fork"):

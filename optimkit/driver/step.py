@@ -3,20 +3,25 @@
     take_step(run, grads, zero_grad)
 
 A step in which nothing is new is left to compiled code (`steps/warm.py`), where that can take it. Until the commit
-nothing is written, so an error, a skipped step or Ctrl-C leaves everything as it was.
+nothing is written, so an error, a skipped step or Ctrl-C leaves everything as it was; the commit can't be interrupted
+(`engines/atomic.py`). A preparation that was left half done is done again, from the start (`Run.renew`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from optimkit.driver.gradients.collect import Gradients
+import numpy as np
+
+from optimkit.driver.gradients.collect import Collected, Gradients
 from optimkit.driver.run import Run
+from optimkit.driver.steps.build import Steps
 from optimkit.driver.steps.device import DeviceSteps
 from optimkit.driver.steps.host import HostSteps
-from optimkit.driver.steps.interrupts import deferred_interrupts
 from optimkit.driver.steps.result import StepResult
+from optimkit.engines.atomic import at_once
+from optimkit.engines.protocol import Call
 
 
 def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
@@ -24,43 +29,59 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     if run.stepping or not run.entries:
         run.require_entries()
         run.refuse_in_step("step()")
-    run.stepping = True
-    try:
-        if run.links:
-            run.check_versions()
+    result: StepResult = run.stepping.call(partial(_take, run, grads, zero_grad))
+    return result
+
+
+def _take(run: Run, grads: Any, zero_grad: bool) -> StepResult:
+    if run.links:
+        run.check_versions()
+    if run.whole:
         warm = run.warm or run.ready_warm()
         result = warm.take(run.step_number, grads, zero_grad) if warm is not None else None
-        return result if result is not None else take_anew(run, grads, zero_grad)
-    finally:
-        run.stepping = False
+        if result is not None:
+            return result
+    return take_anew(run, grads, zero_grad)
 
 
 def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """A step in which something may be new: arrays, counts, structure."""
-    if run.warm is not None:
-        run.warm.hand_over()
     try:
-        gradients = adopt_weights(run)
-        found = gradients.collect(grads, zero_grad, run.steps is None)
-        steps = run.ready_steps()
-        steps.lend(found)
-        gradients.settle()
-        steps.fill_rows(run.step_number)
+        found, steps = prepare(run, grads, zero_grad)
         active = steps.active  # on the host, on devices, or both
-        for each in active:
-            each.prepare()
-        with deferred_interrupts() as interrupts:
-            decisions = [reduce(each, interrupts) for each in active]  # all are asked
-            applied = bool(active) and all(decisions)
-            count(run, active)
-            for each in active if applied else ():
-                each.commit(zero_grad)
-            if zero_grad:
-                found.zero(applied)
-            return active[-1].result() if active else StepResult(False, 0.0)
+        decisions = [reduce(each) for each in active]  # all are asked
+        applied = bool(active) and all(decisions)
+        calls = counting(run, active)
+        for each in active if applied else ():
+            calls += each.commit(zero_grad)
+        if zero_grad:
+            calls += found.zeroing(applied)
+        at_once(calls)
+        for each in active if applied else ():
+            each.committed()
+        return active[-1].result() if active else StepResult(False, 0.0)
     finally:
         if run.steps is not None:
             run.steps.take_back()
+
+
+def prepare(run: Run, grads: Any, zero_grad: bool) -> tuple[Collected, Steps]:
+    """All that comes before the first pass: arrays, gradients, rows of numbers, as the engines know them."""
+    if not run.whole:
+        run.renew()
+    run.whole = False
+    if run.warm is not None:
+        run.warm.hand_over()
+    gradients = adopt_weights(run)
+    found = gradients.collect(grads, zero_grad, run.steps is None)
+    steps = run.ready_steps()
+    steps.lend(found)
+    gradients.settle()
+    steps.fill_rows(run.step_number)
+    for each in steps.active:
+        each.prepare()
+    run.whole = True
+    return found, steps
 
 
 def adopt_weights(run: Run) -> Gradients:
@@ -71,10 +92,8 @@ def adopt_weights(run: Run) -> Gradients:
         return gradients
     places = [place for place, entry in enumerate(run.entries) if id(entry) in changed]
     for place in places:
-        entry = run.entries[place]
-        if entry.take_data():  # another memory order: its slots are brought into it
+        if run.entries[place].take_data():
             run.forget()
-            entry.reorder_slots()
         for bucket in run.steps.buckets if run.steps is not None else ():
             bucket.adopt(place)
     if run.gradients is None:
@@ -84,7 +103,7 @@ def adopt_weights(run: Run) -> Gradients:
     return gradients
 
 
-def reduce(steps: HostSteps | DeviceSteps, interrupts: deferred_interrupts) -> bool:
+def reduce(steps: HostSteps | DeviceSteps) -> bool:
     """All that only reads, round by round: passes, what follows from them, and calls of hooks that get whole arrays.
 
     Returns
@@ -101,13 +120,12 @@ def reduce(steps: HostSteps | DeviceSteps, interrupts: deferred_interrupts) -> b
             applied = steps.decide() if applied is None else applied
             if not applied:
                 return False
-            with interrupts.lifted():  # Ctrl-C stops a hook; nothing is written yet
-                steps.call(number)
+            steps.call(number)
     return steps.decide() if applied is None else applied
 
 
-def count(run: Run, active: Sequence[HostSteps | DeviceSteps]) -> None:
-    """The step counts, for schedules; one that became part of a graph counts when that is replayed, on the device."""
+def counting(run: Run, active: list[HostSteps | DeviceSteps]) -> list[Call]:
+    """What counts the step, for schedules; one that became part of a graph counts when that is replayed, on the device."""
     graphs = [each for each in active if each.capturing]
     run.captured += graphs  # they go on using their tables
-    run.count += not graphs
+    return [] if graphs else [partial(np.add, run.counted, 1, run.counted)]

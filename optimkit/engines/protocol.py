@@ -17,6 +17,8 @@ from optimkit.arrays import DType
 from optimkit.fusion.graph import Node
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 
+Call = Callable[[], Any]
+
 
 class KernelError(RuntimeError):
     """A kernel could not be compiled or loaded; the message holds its text and the compiler's log."""
@@ -97,8 +99,11 @@ class HostRunner(Runner, Protocol):
     def fill(self, number: int, tables: Tables) -> None:
         """Run a stage that writes what calls are given."""
 
-    def commit(self, tables: Tables, zero: bool) -> None:
-        """Run the last stage, which writes; zero the gradients that may be zeroed in the same pass."""
+    def commit(self, tables: Tables, zero: bool) -> list[Call]:
+        """What runs the last stage, which writes, and zeroes the gradients that may be zeroed in the same pass.
+
+        Nothing is written yet. All that can fail has been done: the calls do not, and are calls of compiled code.
+        """
 
 
 class DeviceRunner(Runner, Protocol):
@@ -169,8 +174,11 @@ class DeviceLaunches(Protocol):
     def on(self, runner: DeviceRunner) -> Any:
         """A context in which the device of a runner is the current one."""
 
-    def commit(self, zero: bool, launched: Callable[[int], None]) -> None:
-        """Launch the last stages; `launched` is told after each which of the active runners it was."""
+    def commit(self, zero: bool) -> list[Call]:
+        """What launches the last stages, as calls of compiled code; nothing is launched yet."""
+
+    def committed(self) -> None:
+        """The calls of `commit` were made."""
 
 
 class Engine(NamedTuple):

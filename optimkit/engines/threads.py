@@ -4,6 +4,9 @@
 that have begun are done. A worker that has not begun by then never will: the calls share their
 work by an atomic counter, so nothing waits for a thread that wakes up late.
 
+    helpers = Helpers([call, call])     # the same in pieces: made ahead,
+    at_once([*helpers.starts, *helpers.waits])
+
 The pool is made at first use and dropped after a fork.
 """
 
@@ -12,65 +15,74 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import call as call_each
 from queue import SimpleQueue
+from typing import Any
+
+from optimkit.engines.atomic import Gate, at_once
 
 Call = Callable[[int], None]
 
 
 class _Task:
-    """One call for one worker: `begun` is taken by the worker, or by the caller to cancel.
+    """One call for one worker: `begun` is taken by the worker, or by the caller to cancel. `done` opens when it is over.
 
-    `call` is dropped before the caller goes on: nothing that it holds is kept by a worker that waits.
+    `call` is dropped when it is over: nothing that it holds is kept by a worker that waits.
     """
 
-    __slots__ = ("begun", "call", "done", "error", "finished", "number")
+    __slots__ = ("begun", "call", "done", "error")
 
-    def __init__(self, call: Call, number: int) -> None:
-        self.call: Call | None = call
-        self.number = number
-        self.begun, self.done = threading.Lock(), threading.Lock()
-        self.done.acquire()
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call: Callable[[], Any] | None = call
+        self.begun, self.done = threading.Lock(), Gate()
         self.error: BaseException | None = None
-        self.finished = False
 
 
 class _Pool:
+    """Workers, each with a queue. No lock is held, which an exception could leave behind: one worker too many is sent away."""
+
     def __init__(self) -> None:
-        self.queues: list[SimpleQueue[_Task]] = []
-        self.lock = threading.Lock()
+        self.queues: dict[int, SimpleQueue[_Task | None]] = {}
 
-    def queue(self, number: int) -> SimpleQueue[_Task]:
-        with self.lock:
-            while len(self.queues) <= number:
-                queue: SimpleQueue[_Task] = SimpleQueue()
-                threading.Thread(target=_work, args=(queue,), name="optimkit", daemon=True).start()
-                self.queues.append(queue)
-        return self.queues[number]
+    def queue(self, number: int) -> SimpleQueue[_Task | None]:
+        found = self.queues.get(number)
+        if found is None:
+            queue: SimpleQueue[_Task | None] = SimpleQueue()
+            threading.Thread(target=_work, args=(queue,), name="optimkit", daemon=True).start()
+            found = self.queues.setdefault(number, queue)
+            if found is not queue:
+                queue.put(None)
+        return found
 
 
-def _work(queue: SimpleQueue[_Task]) -> None:
-    while True:
-        _do(queue.get())
+def _work(queue: SimpleQueue[_Task | None]) -> None:
+    for task in iter(queue.get, None):
+        _do(task)
+        del task
 
 
 def _do(task: _Task) -> None:
-    if task.begun.acquire(blocking=False):
-        try:
-            assert task.call is not None
-            task.call(task.number)
-        except BaseException as error:
-            task.error = error
-    task.call, task.finished = None, True
-    task.done.release()
+    if not task.begun.acquire(blocking=False):
+        task.done.drop()
+        return
+    try:
+        assert task.call is not None
+        task.call()
+    except BaseException as error:
+        task.error = error
+    task.call = None
+    task.done.open()
 
 
-_pool = _Pool()
+_pool, _apart = _Pool(), _Pool()
 
 
 def _forget() -> None:
-    global _pool
-    _pool = _Pool()
+    global _pool, _apart
+    _pool, _apart = _Pool(), _Pool()
 
 
 if hasattr(os, "register_at_fork"):
@@ -120,38 +132,49 @@ def set_num_threads(n: int) -> None:
     _threads = whole
 
 
+class Helpers:
+    """Calls for workers: as many as there are workers for.
+
+    `starts` hand them over, `waits` wait for those that have begun and cancel the rest: calls of compiled code, which no
+    signal interrupts. `needed`: all are waited for. These have threads of their own, and may `run` calls on workers in turn.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], Any]] = (), needed: bool = False) -> None:
+        self._tasks: list[_Task] = []
+        self.starts: list[Callable[[], Any]] = []
+        for number, call in enumerate(calls):
+            task = _Task(call)
+            try:
+                queue = (_apart if needed else _pool).queue(number)
+            except RuntimeError:  # no more threads, from the system: those that there are do the work
+                break
+            self._tasks.append(task)
+            self.starts.append(partial(queue.put, task))
+        self.waits = [task.done.wait if needed else _cancel_or_wait(task) for task in self._tasks]
+
+    def end(self) -> None:
+        """All are over: hold what they called no longer, and raise what one raised."""
+        for task in self._tasks:
+            task.call = None
+        for task in self._tasks:
+            if task.error is not None:
+                raise task.error
+
+
+def _cancel_or_wait(task: _Task) -> Callable[[], Any]:
+    either: tuple[Callable[[], Any], ...] = (partial(task.begun.acquire, False), task.done.wait)
+    return partial(deque, map(any, (map(call_each, either),)), 0)  # the first that is true ends it; nothing, if called again
+
+
 def run(call: Call, n: int) -> None:
     """Call `call(i)` for i from 0, on up to n threads; `call(0)` on this one.
 
-    Whatever is raised in here, by a signal handler too, leaves when all calls are done.
+    Whatever is raised in here, by a signal handler too, leaves when all calls are over.
     """
-    tasks = []
-    for number in range(1, n):
-        task = _Task(call, number)
-        try:
-            _pool.queue(number - 1).put(task)
-        except RuntimeError:  # no more threads, from the system: those that there are do the work
-            break
-        tasks.append(task)
-    error: BaseException | None = None
+    helpers = Helpers([partial(call, number) for number in range(1, n)])
     try:
+        at_once(helpers.starts)
         call(0)
     finally:
-        for task in tasks:
-            error = _wait(task) or error
-    if error is not None:
-        raise error
-
-
-def _wait(task: _Task) -> BaseException | None:
-    """Wait until a call is done, or cancel it; what it, or a signal handler meanwhile, raised."""
-    error: BaseException | None = None
-    while not task.finished:
-        try:
-            if task.begun.acquire(blocking=False):
-                task.call = None
-                break
-            task.done.acquire()
-        except BaseException as raised:
-            error = raised
-    return error or task.error
+        at_once(helpers.waits)
+        helpers.end()

@@ -34,7 +34,6 @@ class Entry:
     slots: dict[SlotKey, Any] = field(default_factory=dict)
     uniforms: dict[SlotKey, np.ndarray] = field(default_factory=dict)
     order: MemoryOrder = field(init=False)
-    order_before: MemoryOrder | None = None
     view: Any = field(init=False)
     taken: Any = field(init=False)  # the Param's array when it was last looked at
     address: int = 0  # of an array that may get other memory behind our back
@@ -61,17 +60,19 @@ class Entry:
         return self.param.library, self.param.device, self.param.dtype
 
     def take_data(self) -> bool:
-        """Look at the Param's array again; True if its memory order changed."""
-        old = getattr(self, "order", None)
-        self.taken = self.param.data
-        self.view = arrays.view(self.param.data)
-        self.order = MemoryOrder.of(self.view)
+        """Look at the Param's array again; True if its memory order changed: the slots are brought into it."""
+        data, old = self.param.data, self.__dict__.get("order")
+        view = arrays.view(data)
+        order = MemoryOrder.of(view)
+        now = {"taken": data, "view": view, "order": order}
         if self.library.rebinds_memory:
-            self.address = arrays.address(self.param.data)
-        if old is not None and old != self.order:
-            self.order_before = old
-            return True
-        return False
+            now["address"] = arrays.address(data)
+        changed = old is not None and old != order
+        if old is not None and changed:
+            shaped = {key: old.restore(flat, self.param.shape) for key, flat in self.slots.items()}
+            now["slots"] = {key: _flat(order.apply(x)) for key, x in shaped.items()}
+        self.__dict__.update(now)  # at once
+        return changed
 
     def adopt(self, now: Any) -> None:
         """What stands in the container now: another array, or another object with the same one; checked before."""
@@ -89,7 +90,6 @@ class Entry:
         self.slots = fresh.slots
         if not keep_counts:
             self.uniforms, self.t = fresh.uniforms, 0
-        self.order_before = None
         self.view, self.order, self.address, self.taken = fresh.view, fresh.order, fresh.address, fresh.taken
 
     # ---- arrays in memory order
@@ -108,12 +108,6 @@ class Entry:
         return flat if shape == tuple(flat.shape) else arrays.library_of(flat).reshape(flat, shape)
 
     # ---- state
-
-    def reorder_slots(self) -> None:
-        """Bring the slots into the memory order that the weight has now."""
-        assert self.order_before is not None
-        for key, flat in self.slots.items():
-            self._keep_slot(key, self.order_before.restore(flat, self.param.shape))
 
     def ensure_slots(self, declared: Mapping[SlotKey, Slot]) -> None:
         """Make the state that is declared and that this entry does not have yet."""
@@ -146,8 +140,9 @@ class Entry:
 
     def put_slot(self, key: SlotKey, value: Any) -> None:
         """Have a slot of one's own with these values, of the weight's shape."""
-        self._keep_slot(key, arrays.view(arrays.copy_of(value, self.param.data)))
+        self.slots[key] = _flat(self.in_order(arrays.view(arrays.copy_of(value, self.param.data))))
 
-    def _keep_slot(self, key: SlotKey, x: Any) -> None:
-        """A copy of an array of the weight's shape becomes a slot, flat in memory order."""
-        self.slots[key] = arrays.library_of(x).flat_copy(self.in_order(x), arrays.dtype_name(x))
+
+def _flat(x: Any) -> Any:
+    """A flat copy of an array that is seen in memory order."""
+    return arrays.library_of(x).flat_copy(x, arrays.dtype_name(x))

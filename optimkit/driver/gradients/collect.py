@@ -12,6 +12,8 @@ and what raises in between is looked at anew in the next step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import setitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from optimkit.driver.entries.entry import Entry
 from optimkit.driver.gradients import overlaps
 from optimkit.driver.gradients.byte_ranges import ByteRanges
 from optimkit.driver.gradients.fingerprints import Fingerprints
+from optimkit.engines.protocol import Call
 
 
 class Collected(NamedTuple):
@@ -52,12 +55,11 @@ class Collected(NamedTuple):
     shifts: np.ndarray | None
     sharing: frozenset[int]
 
-    def zero(self, applied: bool) -> None:
-        """Zero outside of a pass: those that it could not, those of frozen parameters, and all after a skipped step."""
+    def zeroing(self, applied: bool) -> list[Call]:
+        """What zeroes outside of a pass: those that it could not, those of frozen parameters, and all after a skipped step."""
         places: Iterable[int] = self.sharing if applied else range(len(self.values))
-        for gradient in (*(self.values[place] for place in places), *self.aside):
-            if gradient is not None:
-                arrays.view(gradient)[...] = 0.0
+        found = (*(self.values[place] for place in places), *self.aside)
+        return [partial(setitem, arrays.view(gradient), ..., 0.0) for gradient in found if gradient is not None]
 
 
 class Gradients:

@@ -47,7 +47,8 @@ class Compiled(Protocol):
 
     def prepare(self, standing: list[Any], values: list[Any], zero: bool) -> int: ...
 
-    def count(self) -> None: ...
+    @property
+    def count(self) -> Callable[[], int]: ...
 
 
 class _Look(NamedTuple):

@@ -7,6 +7,7 @@ are rows of the scalar table, one for each distinct (group, t).
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from optimkit import arrays
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.steps.numbers import Numbers, Value
-from optimkit.engines.protocol import DeviceRunner, Engine, HostRunner, Member, Tables
+from optimkit.engines.protocol import Call, DeviceRunner, Engine, HostRunner, Member, Tables
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 from optimkit.rules.chain import Chain, SlotKey
 from optimkit.rules.slots import Slot, zeros
@@ -103,8 +104,8 @@ class Bucket:
 
     def _lend(self, number: int, view: Any) -> None:
         member = self.members[number]
-        member.arrays[GRADIENT] = self.entries[number].in_order(view)
         self._lent.append(member)
+        member.arrays[GRADIENT] = self.entries[number].in_order(view)
 
     def take_back(self) -> None:
         """The step is over: hold no gradient any more."""
@@ -153,12 +154,18 @@ class Bucket:
         self.active = present[self.places]
         self.n_active, self._sorted = int(self.active.sum()), False
 
-    def count_up(self) -> None:
-        """The step was applied: one more update for each parameter that took part, counted here or on the device."""
+    def count_up(self) -> list[Call]:
+        """What counts one more update for each parameter that takes part, where that is not done on the device."""
         if self.counts_on_device:
-            return
-        self.t += self.active
-        self.classes = [(group, t + 1) for group, t in self.classes]
+            return []
+        self._sorted = False
+        return [partial(np.add, self.t, self.active, self.t)]
+
+    def counted(self) -> None:
+        """The step was applied: rows are of the same parameters, with other counts."""
+        if not self.counts_on_device:
+            self.classes = [(group, t + 1) for group, t in self.classes]
+            self._sorted = True
 
     def written(self) -> list[Any]:
         """The weights that a step wrote, as the caller has them."""

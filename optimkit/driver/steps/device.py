@@ -128,12 +128,15 @@ class DeviceSteps:
             raise NonFiniteGradientError(name_nonfinite(found))
         return finite
 
-    def commit(self, zero: bool) -> None:
-        """Launch the last stages, and count."""
-        self.launches.commit(zero, self._count_up)
+    def commit(self, zero: bool) -> list[protocol.Call]:
+        """What launches the last stages, and counts."""
+        return [*self.launches.commit(zero), *(call for bucket in self.active for call in bucket.count_up())]
 
-    def _count_up(self, place: int) -> None:
-        self.active[place].count_up()
+    def committed(self) -> None:
+        """The calls were made."""
+        self.launches.committed()
+        for bucket in self.active:
+            bucket.counted()
 
     @property
     def capturing(self) -> bool:

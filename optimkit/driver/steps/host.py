@@ -1,6 +1,7 @@
 """A step on the host: passes of engines that return when they are done, and the uniform values between them.
 
-`HostSteps` has the same verbs as `DeviceSteps`: begin, read, finish, call, decide, commit, result.
+`HostSteps` has the same verbs as `DeviceSteps`: begin, read, finish, call, decide, commit,
+committed, result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from optimkit.driver.steps.calls import run_calls
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
 from optimkit.driver.steps.uniforms import Shared, Uniforms
-from optimkit.engines.protocol import HostRunner
+from optimkit.engines.protocol import Call, HostRunner
 
 
 class _Part(NamedTuple):
@@ -110,17 +111,22 @@ class HostSteps:
             raise NonFiniteGradientError(name_nonfinite(found))
         return self.applied
 
-    def commit(self, zero: bool) -> None:
-        """Write weights, slots and counts."""
+    def commit(self, zero: bool) -> list[Call]:
+        """What writes weights, slots and counts."""
         active = self.active
         if self.shared:  # their values are those of the first parameter: its bucket comes last
             active = sorted(active, key=lambda part: part.bucket.first_place, reverse=True)
+        calls = []
         for bucket, runner, uniforms in active:
-            runner.commit(bucket.tables, zero)
-            uniforms.write_slots(self.shared)
-            bucket.count_up()
+            calls += [*runner.commit(bucket.tables, zero), *uniforms.write_slots(self.shared), *bucket.count_up()]
             if bucket.library.counts_writes:
                 bucket.library.written(bucket.written())
+        return calls
+
+    def committed(self) -> None:
+        """The calls were made."""
+        for bucket, _, _ in self.active:
+            bucket.counted()
 
     def result(self) -> StepResult:
         """What the step tells."""

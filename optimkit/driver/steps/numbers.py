@@ -47,6 +47,7 @@ class Numbers:
         if not self.scheduled and self.factors == self.seen_factors and all(map(is_, now, self.seen)):
             return
         factors = [dict(each) for each in self.factors]
+        self.scheduled = True  # read again, should this be interrupted
         self.table[:, : len(self.keys)] = [[value(group, key) for key in self.keys] for group in self.groups]
         self.version += 1
         self.scheduled = any(map(callable, _flat(now)))

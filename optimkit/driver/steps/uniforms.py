@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
+from operator import setitem
 from typing import Any, cast
 
 import numpy as np
 
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.engines.eager.whole import uniform_value
+from optimkit.engines.protocol import Call
 from optimkit.fusion.graph import REDUCTIONS, Level, Node
 from optimkit.rules.chain import SlotKey
 from optimkit.rules.slots import Slot
@@ -87,14 +90,16 @@ class Uniforms:
         value = self.value(self.plan.program.gradient_norm)
         return float(value if np.ndim(value) == 0 else value[0])
 
-    def write_slots(self, shared: Shared) -> None:
-        """Write the slots per parameter and per optimizer."""
-        active = self.bucket.active
+    def write_slots(self, shared: Shared) -> list[Call]:
+        """What writes the slots per parameter and per optimizer."""
+        active, writes = self.bucket.active, []
         for key, node in self.plan.slot_outputs.items():
             _, index, name, extent = cast(tuple[str, int, str, str], key)
             value = self.value(node)
             if extent == "optimizer":
-                shared[index, name][...] = value if np.ndim(value) == 0 else value[int(np.argmax(active))]
+                writes.append((shared[index, name], value if np.ndim(value) == 0 else value[int(np.argmax(active))]))
             else:
                 for number in np.flatnonzero(active):
-                    self.bucket.entries[number].uniforms[index, name][...] = value if np.ndim(value) == 0 else value[number]
+                    target = self.bucket.entries[number].uniforms[index, name]
+                    writes.append((target, value if np.ndim(value) == 0 else value[number]))
+        return [partial(setitem, target, ..., value) for target, value in writes]

@@ -16,10 +16,10 @@ from optimkit.driver.gradients.collect import Gradients
 from optimkit.driver.gradients.fingerprints import Compiled
 from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
-from optimkit.driver.steps.interrupts import deferred_interrupts
 from optimkit.driver.steps.numbers import Value
 from optimkit.driver.steps.result import StepResult
 from optimkit.driver.steps.uniforms import Shared
+from optimkit.engines.atomic import at_once
 
 
 class WarmStep:
@@ -78,8 +78,8 @@ class WarmStep:
             numbers.refresh(value)
         gradients.passed = grads is not None
         if watch.ids is not self.ids:
-            self.ids = watch.ids
             self.compiled.expect(watch.ids)
+            self.ids = watch.ids
         self.ahead = True
         taken = (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero)
         return StepResult(True, self.compiled.norm) if taken else None
@@ -95,10 +95,7 @@ class WarmStep:
     def _on_threads(self, standing: list[Any], values: list[Any], zero: bool) -> int:
         for runner in self.runners:
             runner.ready_threads()
-        with deferred_interrupts():
-            done = self.compiled.prepare(standing, values, zero)
-            if done:
-                for runner in self.runners:
-                    runner.run(0, zero)
-                self.compiled.count()
-        return done
+        if not self.compiled.prepare(standing, values, zero):
+            return 0
+        at_once([*(call for runner in self.runners for call in runner.commit_warm(zero)), self.compiled.count])
+        return 1

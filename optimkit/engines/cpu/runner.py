@@ -7,16 +7,18 @@ held: giving it up can cost 5 ms.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import numpy as np
 
 from optimkit.arrays import DTYPES, DType, Placement
 from optimkit.engines import threads
+from optimkit.engines.atomic import at_once
 from optimkit.engines.canonical import LANES, UNIT
 from optimkit.engines.cpu.copies import FINISH, OPERATIONS, copy_text, layout_words
 from optimkit.engines.cpu.kernels import Loops, compile_text
 from optimkit.engines.cpu.text import ABSENT, CHUNK, JOB, STRIDED, WORD, ZERO_G, entry_columns, kernel_text, scratch_bytes
-from optimkit.engines.protocol import Member, Tables
+from optimkit.engines.protocol import Call, Member, Tables
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
 
 SMALL = 1 << 20  # elements; below, one thread is faster than waking another
@@ -66,6 +68,7 @@ class CpuRunner:
         self.stage_jobs: list[np.ndarray] = []
         self.addresses: list[int] = []
         self.workers = 1
+        self.helpers = threads.Helpers()
         self._make_job(0)
         self.reductions = {number: _Reductions(len(members), plan.stages[number]) for number in plan.reducing}
         self.gathered = np.zeros(len(members), np.int64)  # bits of the flags that stay: those of slots
@@ -109,7 +112,8 @@ class CpuRunner:
 
     def prepare(self, tables: Tables) -> None:
         if tables.rows_changed:
-            self.rows[: len(tables.rows)] = tables.rows
+            with np.errstate(all="ignore"):
+                self.rows[: len(tables.rows)] = tables.rows
         if tables.row_of_changed:
             self.table[:, self.columns.row] = tables.row_of
         tables.rows_changed = tables.row_of_changed = False
@@ -117,6 +121,7 @@ class CpuRunner:
 
     def ready_threads(self) -> None:
         """A job for each thread that the next call may use."""
+        at_once(self.helpers.waits)  # where a step was interrupted before it waited for them
         self.workers = 1 if not self.threaded else min(threads.get_num_threads(), len(self.chunks))
         for thread in range(len(self.jobs), self.workers):
             self._make_job(thread)
@@ -141,21 +146,20 @@ class CpuRunner:
         self.jobs.append(job)
         self.addresses.append(job.ctypes.data)
 
-    def run(self, number: int, zero: bool = False) -> None:
-        """Run a stage, on as many threads as there is work for."""
+    def _calls(self, number: int, zero: bool = False) -> list[Call]:
+        """What runs a stage, on as many threads as there is work for."""
         kernel, addresses = self.kernels[number], self.addresses
         self.counter[0] = 0
         for job in self.jobs:
             job[JOB.zero] = zero
         if self.workers == 1:
-            (kernel.free if self.threaded else kernel.held)(addresses[0])
-        else:
-            free = kernel.free
-            threads.run(lambda thread: free(addresses[thread]), self.workers)
+            return [partial(kernel.free if self.threaded else kernel.held, addresses[0])]
+        self.helpers = threads.Helpers([partial(kernel.free, address) for address in addresses[1 : self.workers]])
+        return [*self.helpers.starts, partial(kernel.free, addresses[0]), *self.helpers.waits]
 
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
         self._take_uniforms(tables)
-        self.run(number)
+        at_once(self._calls(number))
         reductions = self.reductions[number]
         job = self.jobs[0]
         job[JOB.results], job[JOB.operations], job[JOB.count] = reductions.words
@@ -165,12 +169,17 @@ class CpuRunner:
 
     def fill(self, number: int, tables: Tables) -> None:
         self._take_uniforms(tables)
-        self.run(number)
+        at_once(self._calls(number))
 
-    def commit(self, tables: Tables, zero: bool) -> None:
+    def commit(self, tables: Tables, zero: bool) -> list[Call]:
         self._take_uniforms(tables)
-        self.run(len(self.kernels) - 1, zero)
+        return self.commit_warm(zero)
+
+    def commit_warm(self, zero: bool) -> list[Call]:
+        """The same, where compiled code has prepared the step."""
+        return self._calls(len(self.kernels) - 1, zero)
 
     def _take_uniforms(self, tables: Tables) -> None:
         if self.plan.uniforms:
-            self.uniforms[...] = tables.uniforms
+            with np.errstate(all="ignore"):
+                self.uniforms[...] = tables.uniforms

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,9 +252,10 @@ class CompiledStep:
         """The same, but for the kernels, which the caller runs: on several threads. Then `count` follows."""
         return self.kernel(self.address, id(standing), id(values), PREPARE, zero)
 
-    def count(self) -> None:
-        """The kernels have run: count."""
-        self.kernel(self.address, 0, 0, COUNT, False)
+    @property
+    def count(self) -> Callable[[], int]:
+        """What counts, where the kernels have run: a call of compiled code."""
+        return partial(self.kernel, self.address, 0, 0, COUNT, False)
 
 
 @cache

@@ -6,6 +6,7 @@ passes of a step. A phase goes over the members of a bucket; their values stand 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import lru_cache
 from typing import cast
 
@@ -67,7 +68,6 @@ class UniformText:
             for number in plan.reducing
             for column, node in enumerate(plan.stages[number].reductions)
         }
-        self.known: set[int] = set()  # columns that a phase has in variables
         self.job = Columns(*JOB.names, *(f"results_{number}" for number in plan.reducing))
 
     def exact(self) -> bool:
@@ -106,11 +106,11 @@ class UniformText:
         """The phase after the passes: slots are written."""
         return 2 * max(self.plan.uniform_rounds, default=0) + 2
 
-    def _value(self, node: Node) -> str:
-        """The text of a value that is known by now."""
+    def _value(self, node: Node, known: Container[int] = ()) -> str:
+        """The text of a value that is known by now; the columns in `known` are in variables."""
         if node.op == "constant":
             return constant_text(node)
-        if self.columns.get(node) in self.known:
+        if self.columns.get(node) in known:
             return f"x{self.columns[node]}"
         if node.level is Level.HOST:
             text = f"load_float64(host, {self.plan.hosts.index(node)})"
@@ -132,26 +132,27 @@ class UniformText:
 
     def _following(self, number: int) -> list[str]:
         lines: list[str] = []
+        known: set[int] = set()
         for node in self.plan.uniform_rounds[number]:
-            text, column = self._value(node) if node in self.reductions else self._computed(node), self.columns[node]
-            self.known.add(column)
+            text = self._value(node, known) if node in self.reductions else self._computed(node, known)
+            column = self.columns[node]
+            known.add(column)
             lines += [f"x{column} = {text}", f"store_float64(row, {column}, float64(x{column}))"]
             if node in self.plan.uniforms:
                 place = f"p * {len(self.plan.uniforms)} + {self.plan.uniforms.index(node)}"
                 lines.append(f"store_{self.dtype.compute}(word(job, UNIFORMS), {place}, {self.dtype.compute}(x{column}))")
             if node is self.plan.program.gradient_norm:
                 lines += ["if p == 0:", f"    store_float64(word(job, NORM), 0, x{column})"]
-        self.known = set()
         return lines
 
-    def _computed(self, node: Node) -> str:
+    def _computed(self, node: Node, known: Container[int]) -> str:
         if node.op == "total":
             return f"load_float64(word(job, TOTALS), {self.labels.index(node.key)})"
         if node.op == "size":
             return "float64(word(entry, SIZE))"
         if node.op == "slot":
             return f"load_float64({self._address(*cast(tuple[int, str, str], node.key))}, 0)"
-        return HOST[node.op].format(*(self._value(arg) for arg in node.args))
+        return HOST[node.op].format(*(self._value(arg, known) for arg in node.args))
 
     def _address(self, index: int, name: str, extent: str) -> str:
         if extent == "optimizer":

@@ -21,6 +21,9 @@ OLDEST = 70  # the first architecture whose kernels can index their arguments in
 _loaded: dict[tuple[str, int], Any] = {}
 _lock = threading.RLock()
 
+if hasattr(os, "register_at_fork"):  # no child is born while a kernel is made, and would wait for a thread that it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
 
 def _architecture(device: int) -> str:
     """The compute capability of a device, without its dot."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from optimkit.engines.cuda.exchange import DeviceExchange
-from optimkit.engines.protocol import Shared, Tables
+from optimkit.engines.protocol import Call, Shared, Tables
 
 
 class CudaLaunches:
@@ -45,6 +45,7 @@ class CudaLaunches:
         self._finishing: dict[int, list[Callable[[], None]]] = {}  # and those of what follows from it
         self._last: list[tuple[int, int]] = []  # (place among the active, bits of the slots that it writes), in order
         self._writers: dict[Hashable, int] = {}  # the device on which each slot of the optimizer is written
+        self._unshared: dict[Hashable, int] = {}  # those that the other devices do not have yet
 
     def slot_view(self, key: Hashable) -> Any:
         """A slot of the optimizer in device memory, 0-d float64."""
@@ -71,6 +72,7 @@ class CudaLaunches:
             self._forget_absent(active)
             self._lay_out(active)
             self._laid_out = wanted
+        self.committed()  # where a step was interrupted
         if self.shared.slots:
             self.exchange.share_slots(self.devices[0], self.shared.slots)
         current = self._current_device()
@@ -142,11 +144,13 @@ class CudaLaunches:
         if absent:
             self.exchange.share()
 
-    def commit(self, zero: bool, launched: Callable[[int], None]) -> None:
-        """Run the last stages; `launched` is told after each."""
-        for place, slots in self._last:
-            self.active[place].write(zero, slots)
-            launched(place)
-        if self._writers and len(self.devices) > 1:
-            for key, device in self._writers.items():
-                self.exchange.share_slots(device, [key])
+    def commit(self, zero: bool) -> list[Call]:
+        """What runs the last stages."""
+        self._unshared = dict(self._writers) if len(self.devices) > 1 else {}
+        return [call for place, slots in self._last for call in self.active[place].write(zero, slots)]
+
+    def committed(self) -> None:
+        """The calls were made: what one device wrote goes to the others."""
+        for key, device in self._unshared.items():
+            self.exchange.share_slots(device, [key])
+        self._unshared = {}

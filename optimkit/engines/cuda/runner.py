@@ -34,7 +34,7 @@ from optimkit.engines.cuda.table import MemberTable
 from optimkit.engines.cuda.text import module_text
 from optimkit.engines.cuda.uniform import FINISH_THREADS, UniformText
 from optimkit.engines.cuda.upload import uploader
-from optimkit.engines.protocol import Member, Shared, Tables
+from optimkit.engines.protocol import Call, Member, Shared, Tables
 from optimkit.fusion.graph import Node
 from optimkit.fusion.stages import Plan
 
@@ -228,11 +228,18 @@ class CudaRunner:
         if number in self.finishing:
             self._launch(self.finishing[number])
 
-    def write(self, zero: bool, slots: int) -> None:
-        """Run the last stage; `slots` are the bits of those per optimizer that this bucket writes."""
+    def write(self, zero: bool, slots: int) -> list[Call]:
+        """What runs the last stage; `slots` are the bits of those per optimizer that this bucket writes."""
         self._tell("zero", zero)
         self._tell("write_shared", slots)
-        self._launch(self.last)
+        counters.launches += 1
+        launch = partial(self.last, self.stream.ptr, self._argument, 0)
+        if not self.elsewhere:
+            return [launch]
+        import cupy
+
+        here, use = cupy.cuda.runtime.getDevice(), cupy.cuda.runtime.setDevice
+        return [partial(use, self.device.id), launch, partial(use, here)]
 
     # ---- what the driver asks; each of these waits for the device
 

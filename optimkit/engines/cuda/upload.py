@@ -7,13 +7,15 @@ optimizer: one that is dropped may have copies under way.
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from optimkit.counting import counters
+from optimkit.engines.atomic import at_once
 
 MOST = 64  # buffers; beyond, the host waits for the oldest copy
 
@@ -26,40 +28,39 @@ class _Buffer:
 
 
 class Uploader:
-    """Copies host arrays to one device."""
+    """Copies host arrays to one device. Who sends takes a buffer out of the list, so threads need no lock."""
 
     def __init__(self) -> None:
         self._buffers: list[_Buffer] = []
-        self._lock = threading.Lock()
 
     def send(self, target: int, source: np.ndarray, stream: Any) -> None:
         """Copy a contiguous array to a device address."""
         import cupy
 
         runtime = cupy.cuda.runtime
-        with self._lock:
-            buffer = self._free(source.nbytes)
-            buffer.view[: source.nbytes] = source.reshape(-1).view(np.uint8)
-            runtime.memcpyAsync(target, buffer.memory.ptr, source.nbytes, runtime.memcpyHostToDevice, stream.ptr)
-            buffer.event.record(stream)
-            counters.uploads += 1
+        buffer = self._take(source.nbytes)
+        buffer.view[: source.nbytes] = source.reshape(-1).view(np.uint8)
+        copy = partial(runtime.memcpyAsync, target, buffer.memory.ptr, source.nbytes, runtime.memcpyHostToDevice, stream.ptr)
+        at_once([copy, partial(buffer.event.record, stream), partial(self._buffers.append, buffer)])
+        counters.uploads += 1
 
-    def _free(self, size: int) -> _Buffer:
-        """A buffer of the size that no copy reads any more, taken to the end of the list."""
-        for number, buffer in enumerate(self._buffers):
+    def _take(self, size: int) -> _Buffer:
+        """A buffer of the size that no copy reads any more."""
+        for buffer in tuple(self._buffers):
             if len(buffer.view) >= size and buffer.event.done:
-                self._buffers.append(self._buffers.pop(number))
-                return buffer
+                with contextlib.suppress(ValueError):  # another thread took it
+                    self._buffers.remove(buffer)
+                    return buffer
         if len(self._buffers) >= MOST:
-            self._buffers[0].event.synchronize()
-            del self._buffers[0]
+            oldest = self._buffers[0]
+            oldest.event.synchronize()
+            with contextlib.suppress(ValueError):
+                self._buffers.remove(oldest)
         import cupy
 
         memory = cupy.cuda.alloc_pinned_memory(size)
         view = np.frombuffer(memory, np.uint8, size)
-        buffer = _Buffer(memory, view, cupy.cuda.Event(disable_timing=True))
-        self._buffers.append(buffer)
-        return buffer
+        return _Buffer(memory, view, cupy.cuda.Event(disable_timing=True))
 
 
 _uploaders: dict[int, Uploader] = {}

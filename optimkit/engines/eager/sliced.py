@@ -11,7 +11,7 @@ from optimkit import arrays
 from optimkit.arrays import DType
 from optimkit.engines import canonical, threads
 from optimkit.engines.eager.whole import EagerRunner, function_of
-from optimkit.engines.protocol import Member, Tables
+from optimkit.engines.protocol import Call, Member, Tables
 from optimkit.fusion.graph import BOOLEAN, Level, Node
 from optimkit.fusion.operations import OPERATIONS
 from optimkit.fusion.stages import Plan, Stage, array_key
@@ -42,13 +42,14 @@ class SlicedRunner(EagerRunner):
         super().__init__(plan, dtype, members)
         self.programs = [_SliceProgram(plan, stage) for stage in plan.stages]
         self.buffers: dict[int, dict[tuple[str, int], np.ndarray]] = {}
+        self.helpers = threads.Helpers()
 
     def _flat_arrays(self, p: int, keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
         """Arrays of a member, flat: copies where they are strided."""
         return {key: self.members[p].arrays[key].reshape(-1) for key in keys}
 
-    def _each_slice(self, number: int, tables: Tables, finish: Callable[..., None]) -> None:
-        """Evaluate a stage slice by slice; `finish(p, start, stop, values, arrays)` for each."""
+    def _each_slice(self, number: int, tables: Tables, finish: Callable[..., None]) -> Callable[[], None]:
+        """What evaluates a stage slice by slice; `finish(p, start, stop, values, arrays)` for each. Memory is taken here."""
         stage, program = self.plan.stages[number], self.programs[number]
         keys = list(dict.fromkeys([*stage.reads, *stage.outputs]))
         flat: dict[int, dict[Hashable, np.ndarray]] = {}
@@ -60,9 +61,11 @@ class SlicedRunner(EagerRunner):
         queue = [(p, start) for p in flat for start in range(0, self.members[p].size, SLICE)]
         workers = min(threads.get_num_threads(), len(queue)) or 1
         turn = iter(queue)
+        for thread in range(workers):
+            program.make_buffers(self.buffers.setdefault(thread, {}), self.dtype.compute)
 
         def call(thread: int) -> None:
-            buffers = self.buffers.setdefault(thread, {})
+            buffers = self.buffers[thread]
             with np.errstate(all="ignore"):
                 for p, start in turn:
                     stop = min(start + SLICE, self.members[p].size)
@@ -70,12 +73,15 @@ class SlicedRunner(EagerRunner):
                     values = program.run(local, scalars[p], buffers, stop - start, self.dtype.compute)
                     finish(p, start, stop, values, local)
 
-        threads.run(call, workers)
-        for p, found in flat.items():
-            for key in stage.outputs:
-                target = self.members[p].arrays[key]
-                if not target.flags.c_contiguous:  # what was written is a copy
-                    target[...] = found[key].reshape(target.shape)
+        def evaluate() -> None:
+            threads.run(call, workers)
+            for p, found in flat.items():
+                for key in stage.outputs:
+                    target = self.members[p].arrays[key]
+                    if not target.flags.c_contiguous:  # what was written is a copy
+                        target[...] = found[key].reshape(target.shape)
+
+        return evaluate
 
     def reduce(self, number: int, tables: Tables) -> np.ndarray:
         stage = self.plan.stages[number]
@@ -89,7 +95,7 @@ class SlicedRunner(EagerRunner):
                 for node, value in zip(stage.reductions, values, strict=True)
             ]
 
-        self._each_slice(number, tables, finish)
+        self._each_slice(number, tables, finish)()
         for p, member in enumerate(self.members):
             found = [parts[p, start] for start in range(0, member.size, SLICE) if (p, start) in parts]
             for r, node in enumerate(stage.reductions):
@@ -101,7 +107,22 @@ class SlicedRunner(EagerRunner):
                     results[p, r] = canonical.combine(arrays.namespace(units), node.op, units)
         return results
 
-    def _write(self, number: int, tables: Tables) -> None:
+    def fill(self, number: int, tables: Tables) -> None:
+        self._writing(number, tables)()
+
+    def commit(self, tables: Tables, zero: bool) -> list[Call]:
+        """Slices are computed as they are written, by calls of Python: on a thread that nothing interrupts."""
+        write, zeroing = self._writing(len(self.plan.stages) - 1, tables), self._zeroing() if zero else []
+
+        def commit() -> None:
+            write()
+            for call in zeroing:
+                call()
+
+        self.helpers = threads.Helpers([commit], needed=True)
+        return [*self.helpers.starts, *self.helpers.waits] or [commit]  # no thread can be had
+
+    def _writing(self, number: int, tables: Tables) -> Callable[[], None]:
         outputs = list(self.plan.stages[number].outputs)
 
         def finish(p: int, start: int, stop: int, values: list[Any], local: dict[Hashable, np.ndarray]) -> None:
@@ -109,7 +130,7 @@ class SlicedRunner(EagerRunner):
             for key, value in zip(outputs, values, strict=True):
                 np.copyto(local[key], value, casting="same_kind")
 
-        self._each_slice(number, tables, finish)
+        return self._each_slice(number, tables, finish)
 
 
 class _SliceProgram:
@@ -143,6 +164,12 @@ class _SliceProgram:
                 if last_use[arg] == place and arg in place_of:
                     free[place_of[arg][0]].append(place_of[arg][1])
 
+    def make_buffers(self, buffers: dict[tuple[str, int], np.ndarray], dtype: str) -> None:
+        """Make the buffers that it needs, where they are not there yet."""
+        for _, place in self.steps:
+            if place not in buffers:
+                buffers[place] = np.empty(SLICE, bool if place[0] == "bool" else dtype)
+
     def run(
         self,
         local: dict[Hashable, np.ndarray],
@@ -160,10 +187,7 @@ class _SliceProgram:
             return known[node]
 
         for node, place in self.steps:
-            buffer = buffers.get(place)
-            if buffer is None or buffer.size < n:
-                buffer = buffers[place] = np.empty(SLICE, bool if place[0] == "bool" else dtype)
-            out = buffer[:n]
+            out = buffers[place][:n]
             args = [value(arg) for arg in node.args]
             if node.op in _UFUNCS:
                 _UFUNCS[node.op](*args, out=out)

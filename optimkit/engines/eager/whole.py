@@ -7,6 +7,8 @@ bits as the compiled engines. On NumPy it goes in slices (`sliced`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from optimkit import arrays
 from optimkit.arrays import DType
 from optimkit.engines import canonical
-from optimkit.engines.protocol import Member, Tables
+from optimkit.engines.protocol import Call, Member, Tables
 from optimkit.fusion.graph import BOOLEAN, Level, Node
 from optimkit.fusion.operations import OPERATIONS
 from optimkit.fusion.stages import Plan, Stage, array_key, is_array
@@ -126,24 +128,30 @@ class EagerRunner:
         return results
 
     def fill(self, number: int, tables: Tables) -> None:
-        self._write(number, tables)
+        for write in self._writes(number, tables):
+            write()
 
-    def commit(self, tables: Tables, zero: bool) -> None:
-        self._write(len(self.plan.stages) - 1, tables)
-        for member in self.members if zero else ():
-            if member.gradient is not None and member.zero_in_pass:
-                member.gradient[...] = 0.0
+    def commit(self, tables: Tables, zero: bool) -> list[Call]:
+        """All new values are computed here; what is left is to copy them."""
+        return [*self._writes(len(self.plan.stages) - 1, tables), *(self._zeroing() if zero else ())]
+
+    def _zeroing(self) -> list[Call]:
+        present = [member for member in self.members if member.gradient is not None and member.zero_in_pass]
+        return [partial(setitem, member.gradient, ..., 0.0) for member in present]
 
     @np.errstate(all="ignore")
-    def _write(self, number: int, tables: Tables) -> None:
+    def _writes(self, number: int, tables: Tables) -> list[Call]:
+        """What writes the outputs of a stage."""
         stage = self.plan.stages[number]
+        writes: list[Call] = []
         for p, member in enumerate(self.members):
             if member.gradient is None or member.size == 0:
                 continue
             ends = self._evaluate(stage, tables, p, list(stage.outputs.values()))
-            ends = [_copy(end) if key in self.moved else end for key, end in zip(stage.outputs, ends, strict=True)]
             for key, end in zip(stage.outputs, ends, strict=True):
-                member.arrays[key][...] = end
+                target = member.arrays[key]
+                writes.append(partial(setitem, target, ..., _stored(end, target, key in self.moved)))
+        return writes
 
 
 def moves(key: Hashable, node: Node, stage: Stage) -> bool:
@@ -151,5 +159,9 @@ def moves(key: Hashable, node: Node, stage: Stage) -> bool:
     return is_array(node) and array_key(node) in stage.outputs and array_key(node) != key
 
 
-def _copy(x: Any) -> Any:
-    return arrays.namespace(x).asarray(x, copy=True)
+def _stored(x: Any, target: Any, moved: bool) -> Any:
+    """A new value as its array stores it; a copy where it is another array that is written too."""
+    xp = arrays.namespace(target)
+    if arrays.is_array(x) and x.dtype != target.dtype:
+        return xp.astype(x, target.dtype)
+    return xp.asarray(x, copy=True) if moved else x
