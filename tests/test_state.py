@@ -235,3 +235,20 @@ def test_a_weight_that_is_copied_into_a_slot_is_the_weight_at_the_first_step():
     np.testing.assert_array_equal(opt.state["0"]["start"], start)
     opt.step(np.zeros((3, 2)))
     np.testing.assert_array_equal(w, start - 1 + 0.5)
+
+
+def test_saving_and_loading_ask_for_all_counts_at_once(monkeypatch):
+    """With a question for each parameter they took seconds over some thousand."""
+    from optimkit.driver.run import Run
+
+    asked = []
+    store = Run.store_counts
+    monkeypatch.setattr(Run, "store_counts", lambda run: (asked.append(run), store(run)))
+    found = []
+    for n in (3, 60):
+        opt = Adam([np.ones(2) for _ in range(n)])
+        opt.step([np.ones(2) for _ in range(n)])
+        asked.clear()
+        opt.load_state_dict(opt.state_dict())
+        found.append(len(asked))
+    assert found[0] == found[1]

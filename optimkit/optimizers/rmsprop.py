@@ -15,9 +15,9 @@ class RMSProp(Optimizer):
 
     From zeros::
 
-        v = alpha * v + (1 - alpha) * |g|^2
-        n = sqrt(v) + eps                                   (centered: m = alpha * m + (1 - alpha) * g,
-                                                             n = sqrt(max(v - |m|^2, 0)) + eps)
+        v = alpha * v + (1 - alpha) * |g|^2                 (centered: d = g - m,
+        n = sqrt(v) + eps                                    v = alpha * (v + (1 - alpha) * |d|^2),
+                                                             m = m + (1 - alpha) * d)
         w = w - lr * g / n                                  (momentum mu: b = mu * b + g / n, w = w - lr * b)
 
     Parameters
@@ -44,7 +44,10 @@ class RMSProp(Optimizer):
     -----
     State: `v` (real), `m` if centered, `b` with momentum, each with the weight's shape. eps stands
     outside of the root, as in torch, mlx and neuronika; keras and optax have it inside. The
-    buffer is without lr, as in torch. v - |m|^2 can be below 0 by rounding; it is taken as 0.
+    buffer is without lr, as in torch.
+
+    If centered, `v` is the central moment itself. Others keep the second moment and subtract |m|^2, which is the same in
+    exact arithmetic; but where a gradient hardly varies, nearly all digits of the difference are rounding, below 0 too.
 
     References
     ----------
@@ -76,12 +79,14 @@ class RMSProp(Optimizer):
         return slots
 
     def update(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
-        v = h.alpha * s.v + (1 - h.alpha) * abs2(g)
-        new = {"v": v}
+        new = {}
         if self.centered:
-            m = new["m"] = h.alpha * s.m + (1 - h.alpha) * g
-            v = xp.maximum(v - abs2(m), 0.0)
-        d = g / (xp.sqrt(v) + h.eps)
+            d = g - s.m
+            v = h.alpha * (s.v + (1 - h.alpha) * abs2(d))
+            new["m"] = s.m + (1 - h.alpha) * d
+        else:
+            v = h.alpha * s.v + (1 - h.alpha) * abs2(g)
+        new["v"], step = v, g / (xp.sqrt(v) + h.eps)
         if h.momentum is not None:
-            d = new["b"] = h.momentum * s.b + d
-        return h.lr * d, new
+            step = new["b"] = h.momentum * s.b + step
+        return h.lr * step, new

@@ -22,7 +22,7 @@ def load_state_dict(run: Run, saved: Any) -> None:
     """Take over a copy of a saved state, or raise one ValueError with every difference, nothing changed."""
     run.refuse_in_step("load_state_dict()")
     state = StateView(run)
-    views = dict(state)
+    views = {entry.name: slots for entry, slots in state.all()}
     problems = _differences(run, saved, views)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -54,7 +54,8 @@ def _make_group(run: Run, own: Mapping[str, Any]) -> Group:
 
 def _group_of(run: Run, names: Any) -> Group | None:
     """The group of here in which all these parameters are."""
-    found = list(dict.fromkeys(entry.group for entry in run.entries if entry.name in names))
+    wanted = set(names)
+    found = list(dict.fromkeys(entry.group for entry in run.entries if entry.name in wanted))
     return found[0] if len(found) == 1 else None
 
 

@@ -39,12 +39,12 @@ def state_dict(run: Run) -> dict[str, Any]:
         ],
         "shared": {name: float(value) for name, value in view.shared.items()},
         "state": {
-            name: {
-                "t": slots.t,
-                "frozen": run.entry(name).frozen,
+            entry.name: {
+                "t": entry.t,
+                "frozen": entry.frozen,
                 "slots": {slot: _copy(value) for slot, value in slots.items()},
             }
-            for name, slots in view.items()
+            for entry, slots in view.all()
         },
     }
 

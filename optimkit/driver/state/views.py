@@ -63,6 +63,11 @@ class StateView(Mapping[str, SlotView]):
         ensure_shared(self._run.shared, chain.slots())
         return {chain.slot_label(key): value for key, value in self._run.shared.items()}
 
+    def all(self) -> list[tuple[Entry, SlotView]]:
+        """All parameters, with their counts as they are now, and the views of their slots."""
+        self._run.store_counts()
+        return [(entry, SlotView(self._run, entry)) for entry in self._run.entries]
+
     def __getitem__(self, name: str) -> SlotView:
         return SlotView(self._run, self._run.entry(name))
 

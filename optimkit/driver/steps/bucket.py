@@ -42,7 +42,7 @@ class Bucket:
         n = len(entries)
         self.tables = Tables(np.zeros((0, len(plan.hosts))), np.zeros(n, np.int64), np.zeros((n, len(plan.uniforms))))
         self.counts_on_device = False
-        self.numbers = Numbers(chain, self.groups, plan.numbers)
+        self.numbers = Numbers(chain, self.groups, plan.numbers, entries[0].dtype.compute)
         self._filled = 0  # the version of the numbers that the rows are of
         self._sorted = False
         self._number_of = {place: number for number, place in enumerate(places)}

@@ -20,8 +20,9 @@ class Numbers:
     A schedule is called in every step, for every group. `version` tells values from those before.
     """
 
-    def __init__(self, chain: Chain, groups: Sequence[Group], keys: Sequence[Any]) -> None:
+    def __init__(self, chain: Chain, groups: Sequence[Group], keys: Sequence[Any], compute: str) -> None:
         self.groups, self.keys, self.version = list(groups), list(keys), 0
+        self.chain, self.compute = chain, np.dtype(compute)
         self.table = np.zeros((len(groups), max(1, len(keys))))
         places: dict[tuple[int, str], tuple[Any, str]] = {}
         links = dict(chain.links)
@@ -41,17 +42,39 @@ class Numbers:
         Raises
         ------
         ValueError
-            If a number is out of range; nothing is taken over then.
+            If a number is out of range, or becomes 0 or infinite in the dtype in which weights are computed; nothing is taken
+            over then.
         """
         now = list(map(getitem, self.values, self.names))
         if not self.scheduled and self.factors == self.seen_factors and all(map(is_, now, self.seen)):
             return
         factors = [dict(each) for each in self.factors]
+        found = [[value(group, key) for key in self.keys] for group in self.groups]
+        self._check(found)
         self.scheduled = True  # read again, should this be interrupted
-        self.table[:, : len(self.keys)] = [[value(group, key) for key in self.keys] for group in self.groups]
+        self.table[:, : len(self.keys)] = found
         self.version += 1
         self.scheduled = any(map(callable, _flat(now)))
         self.seen, self.seen_factors = now, factors
+
+
+    def _check(self, found: list[list[float]]) -> None:
+        """Raise where a number is lost in the dtype in which weights are computed: an eps of 0 divides by 0."""
+        wide = np.array(found, np.float64)
+        with np.errstate(all="ignore"):
+            narrow = wide.astype(self.compute)
+        lost = (np.isinf(narrow) & np.isfinite(wide)) | ((narrow == 0) & (wide != 0))
+        for group, key in np.argwhere(lost).tolist():
+            index, name, position = self.keys[key]
+            number, becomes = found[group][key], float(narrow[group, key])
+            rule = self.chain.optimizer if index == 0 else dict(self.chain.links)[index]
+            place = "" if position is None else f"[{position}]"
+            limits = np.finfo(self.compute)
+            raise ValueError(
+                f"{type(rule).__name__}: {name}{place} = {number!r} is {becomes} in {self.compute}, in which these parameters "
+                f"are computed; use 0 or a number from {float(limits.smallest_subnormal):.2g} to {float(limits.max):.2g}, or "
+                "float64 parameters"
+            )
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:

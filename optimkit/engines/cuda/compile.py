@@ -21,7 +21,7 @@ OLDEST = 70  # the first architecture whose kernels can index their arguments in
 _loaded: dict[tuple[str, int], Any] = {}
 _lock = threading.RLock()
 
-if hasattr(os, "register_at_fork"):  # no child is born while a kernel is made, and would wait for a thread that it does not have
+if hasattr(os, "register_at_fork"):  # no child is born while a kernel is made: nobody there would release the lock
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
