@@ -252,3 +252,54 @@ def test_saving_and_loading_ask_for_all_counts_at_once(monkeypatch):
         opt.load_state_dict(opt.state_dict())
         found.append(len(asked))
     assert found[0] == found[1]
+
+
+def _changed(saved, path, value):
+    """A deep copy of a saved state with another value at a path."""
+    changed = copy.deepcopy(saved)
+    part = changed
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("count",), 1 << 70),
+        (("count",), 2.0),
+        (("state", "a", "t"), (1 << 63) - 2),
+        (("state", "a", "t"), 1 << 70),
+        (("state", "a", "t"), -1),
+        (("state", "a", "t"), True),
+        (("state", "a", "frozen"), np.zeros(3)),
+        (("state", "a", "frozen"), "no"),
+        (("state", "a", "slots"), None),
+        (("state", "a", "slots", "m"), "m"),
+        (("state", "a"), None),
+        (("groups", 0, "numbers"), None),
+        (("groups", 0, "structure"), [1]),
+        (("groups", 0, "params"), None),
+        (("groups", 0, "params"), [1, None]),
+        (("groups", 0), 3),
+        (("groups", 0, "numbers", "lr"), "fast"),
+        (("groups", 0, "numbers", "betas"), 0.5),
+        (("links", 0, "class"), 7),
+        (("links", 0, "numbers"), None),
+        (("shared",), {"x": "1"}),
+        (("shared",), {"x": [1.0]}),
+        (("shared",), [1.0]),
+        (("state",), None),
+    ],
+    ids=str,
+)
+def test_a_malformed_state_is_one_error_and_changes_nothing(path, value):
+    params = {"a": np.ones(3), "b": np.ones(2)}
+    opt = optimkit.AdamW(params, lr=0.1, transforms=[transforms.ClipByGlobalNorm(1.0)])
+    opt.step({name: w + 1 for name, w in params.items()})
+    saved = opt.state_dict()
+    with pytest.raises(ValueError, match="does not fit this AdamW; nothing was changed"):
+        opt.load_state_dict(_changed(saved, path, value))
+    now = opt.state_dict()
+    assert str(now) == str(saved)

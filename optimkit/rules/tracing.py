@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -75,8 +76,13 @@ def trace(
     measured = {id(node) for node in walk(outputs.values()) if node.op == "sum_of_squares"}
     gradient_norm = as_node(graph, xp.norm(-g if chain.conventions.maximize else g, total=True))
     if not check and not {id(node) for node in walk([gradient_norm]) if node.op == "sum_of_squares"} <= measured:
-        return Program(type(chain.optimizer).__name__, outputs)
-    return Program(type(chain.optimizer).__name__, outputs, gradient_norm)
+        return Program(_title(chain.optimizer), outputs)
+    return Program(_title(chain.optimizer), outputs, gradient_norm)
+
+
+def _title(rule: Rule) -> str:
+    """The name of a rule's class as it may stand in a comment of a kernel: another line would be code."""
+    return re.sub(r"[^0-9A-Za-z_]", "_", type(rule).__name__)
 
 
 def _check_read(chain: Chain, roots: Iterable[Node]) -> None:

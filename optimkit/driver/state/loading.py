@@ -9,6 +9,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from optimkit import arrays
 from optimkit.driver.entries.group import Group
 from optimkit.driver.run import Run
@@ -16,6 +18,9 @@ from optimkit.driver.state.saving import FORMAT
 from optimkit.driver.state.views import SlotView, StateView
 
 _PARTS = {"format": int, "optimizer": str, "count": int, "groups": list, "links": list, "shared": Mapping, "state": Mapping}
+_OF_GROUP = {"params": list, "numbers": Mapping, "structure": Mapping}
+_OF_LINK = {"class": str, "numbers": Mapping, "structure": Mapping}
+MOST_COUNT = 1 << 53  # of updates: what a float64 counts exactly
 
 
 def load_state_dict(run: Run, saved: Any) -> None:
@@ -88,9 +93,21 @@ def _differences(run: Run, saved: Any, views: Mapping[str, SlotView]) -> list[st
         if name in saved["state"]:
             problems += _slot_differences(name, view, saved["state"][name])
     problems += _rule_differences(run, saved, views)
+    problems += _invalid(run, saved) if not problems else []
     known = set(StateView(run).shared)
     if set(saved["shared"]) != known:
         problems.append(f"its shared slots are {sorted(saved['shared'])}, here are {sorted(known)}")
+    return problems
+
+
+def _invalid(run: Run, saved: Mapping[str, Any]) -> list[str]:
+    """Numbers that each fit, but not with each other."""
+    problems = []
+    for own in saved["groups"]:
+        try:
+            run.kind.validate(_make_group(run, own).rule(run.kind))  # type: ignore[attr-defined]
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
     return problems
 
 
@@ -106,22 +123,38 @@ def _malformed(saved: Any) -> list[str]:
             problems.append(f"its {name!r} is a {type(saved[name]).__name__}, not a {kind.__name__}")
     if problems:
         return problems
-    for part, needed in (("groups", ("params", "numbers", "structure")), ("links", ("class", "numbers", "structure"))):
-        if not all(isinstance(each, Mapping) and all(name in each for name in needed) for each in saved[part]):
-            problems.append(f"its {part!r} are no list of dicts with {', '.join(needed)}")
+    for part, needed in (("groups", _OF_GROUP), ("links", _OF_LINK)):
+        if not all(_has(each, needed) for each in saved[part]):
+            kinds = ", ".join("dict" if kind is Mapping else kind.__name__ for kind in needed.values())
+            problems.append(f"its {part!r} are no list of dicts with {', '.join(needed)}: {kinds}")
+    if not problems:
+        params = [name for own in saved["groups"] for name in own["params"]]
+        problems += [f"its groups name a parameter {name!r}, which is no str" for name in params if not isinstance(name, str)]
     for name, part in saved["state"].items():
         if not isinstance(part, Mapping) or not all(each in part for each in ("t", "frozen", "slots")):
             problems.append(f"the state of {name!r} has no t, frozen and slots")
         elif not _is_count(part["t"]) or not isinstance(part["slots"], Mapping):
-            problems.append(f"the state of {name!r} has t = {part['t']!r} and slots in a {type(part['slots']).__name__}")
+            problems.append(
+                f"the state of {name!r} has t = {part['t']!r}, and slots in a {type(part['slots']).__name__}; "
+                f"t is a whole number from 0 to {MOST_COUNT}, slots are in a dict"
+            )
+        elif not isinstance(part["frozen"], bool | np.bool_):
+            problems.append(f"the state of {name!r} has frozen = {part['frozen']!r}, not True or False")
+    for name, value in saved["shared"].items():
+        if not isinstance(value, float | int | np.floating | np.integer) or isinstance(value, bool):
+            problems.append(f"its shared slot {name!r} is {value!r}, not a number")
     if not _is_count(saved["count"]):
-        problems.append(f"its count is {saved['count']!r}, not a whole number from 0")
+        problems.append(f"its count is {saved['count']!r}, not a whole number from 0 to {MOST_COUNT}")
     return problems
+
+
+def _has(part: Any, needed: Mapping[str, type]) -> bool:
+    return isinstance(part, Mapping) and all(isinstance(part.get(name), kind) for name, kind in needed.items())
 
 
 def _is_count(t: Any) -> bool:
     try:
-        return not isinstance(t, bool) and operator.index(t) >= 0
+        return not isinstance(t, bool) and 0 <= operator.index(t) <= MOST_COUNT
     except TypeError:
         return False
 
