@@ -72,6 +72,8 @@ class Run:
         What takes a step where nothing is new; None where nothing can, `warm_tried` or it is not known yet.
     versions : int
         The versions of the links' structure that the steps were made for.
+    asked : dict
+        What schedules gave in this step, by id.
     captured : list
         What CUDA graphs of this optimizer go on using.
     """
@@ -93,6 +95,7 @@ class Run:
     warm: WarmStep | None = None
     warm_tried: bool = False
     versions: int = 0
+    asked: dict[int, Any] = field(default_factory=dict)
     captured: list[Any] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
 
@@ -160,22 +163,30 @@ class Run:
     def number(self, group: Group, key: tuple[int, str, int | None], count: Any = None) -> Any:
         """The value of a number of the chain in this step; `key` is (rule, name, position).
 
-        A schedule is called with the count of steps, or with `count`, which may be known to a jitted function alone.
+        A schedule is called with the count of steps, or with `count`, which may be known to a jitted function alone. In a
+        step it is called once, whatever asks for it.
         """
         index, name, position = key
         rule: Any = self.kind if index == 0 else self.links[index - 1]
         value = group.values[name] if index == 0 else rule.__dict__[name]
         value = value if position is None else value[position]
         if callable(value):
+            ask = self._ask_once if count is None and self.stepping else _ask
             count = self.count if count is None else count
             label = self.kind.__name__ if index == 0 else type(rule).__name__
             what = f"{label}: {name}, given by {value!r} for step {count},"
-            value = value(count)
+            value = ask(value, count)
             if not arrays.is_traced(value):
                 value = coerce_number(what, value, rule._numbers[name].range_of(position))
         for factor in group.factors.values() if index == 0 and name == "lr" else ():
             value = value * factor
         return value
+
+    def _ask_once(self, schedule: Any, count: int) -> Any:
+        """What a schedule gives for this step, asked before or now."""
+        if id(schedule) not in self.asked:
+            self.asked[id(schedule)] = schedule(count)
+        return self.asked[id(schedule)]
 
     def step_number(self, group: Group, key: Any) -> float:
         """The value of a number of the chain for the step that begins.
@@ -279,6 +290,10 @@ class Run:
         """Write the update counts back to the entries."""
         if self.steps is not None:
             self.steps.store_counts()
+
+
+def _ask(schedule: Any, count: Any) -> Any:
+    return schedule(count)
 
 
 _living: weakref.WeakSet[Run] = weakref.WeakSet()

@@ -34,6 +34,7 @@ def take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
 
 
 def _take(run: Run, grads: Any, zero_grad: bool) -> StepResult:
+    run.asked = {}
     if run.links:
         run.check_versions()
     if run.whole:
