@@ -19,7 +19,7 @@ from optimkit.driver.step import take_step
 from optimkit.driver.steps.result import StepResult
 from optimkit.engines.choose import check_engine
 from optimkit.rules.chain import Conventions
-from optimkit.rules.links import Penalty, Transform
+from optimkit.rules.links import Penalty, Transform, check_hooks
 
 POLICIES = ("allow", "raise", "skip")
 
@@ -278,4 +278,6 @@ def _check_options(self: Optimizer) -> tuple[Transform, ...]:
     links = self.transforms if isinstance(self.transforms, list | tuple) else None
     if links is None or not all(isinstance(link, Transform) for link in links):
         raise TypeError(f"{name}: transforms = {self.transforms!r} must be a list of Transforms, such as [ClipByValue(1.0)]")
+    for link in [*links, *([self.penalty] if self.penalty is not None else [])]:
+        check_hooks(link)
     return tuple(links)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,21 @@ class Penalty(Transform, base=True):
         if not self.elementwise:  # nothing is broadcast
             check_alike(f"{type(self).__name__}.penalize returned", "", added, w)
         return g + added
+
+
+def check_hooks(link: Transform) -> None:
+    """Raise TypeError where a link has no hook, or a method that looks like one and is called by nobody."""
+    kind = type(link)
+    known = f"a Penalty defines penalize, a Transform some of {', '.join(HOOKS)}"
+    for name in dir(kind):
+        method = getattr(kind, name)
+        if name.startswith("_") or name in HOOKS or not inspect.isfunction(method):
+            continue
+        given = list(inspect.signature(method).parameters)
+        if len(given) == 6 and given[1] == "w" and given[3:] == ["s", "h", "xp"]:
+            raise TypeError(f"{kind.__name__}.{name}({', '.join(given)}) looks like a hook, and is called by nobody; {known}")
+    if not link._hooks():
+        raise TypeError(f"{kind.__name__} defines no hook and would do nothing; {known}")
 
 
 def check_where(where: Any) -> None:
