@@ -31,7 +31,10 @@ class Gate:
     """Closed until it is opened. Either `open` and `wait` are called, once each, or `drop`: all are calls of compiled code."""
 
     def __init__(self) -> None:
-        lock = _spare.pop() if _spare else _new_closed()
+        try:
+            lock = _spare.pop()
+        except IndexError:
+            lock = _new_closed()
         self.drop: Callable[[], Any] = partial(_spare.append, lock)
         self.open: Callable[[], Any] = partial(_open, lock)
         self.wait: Callable[[], Any] = partial(deque, map(call, (partial(_close, lock, 1), self.drop)), 0)
