@@ -43,3 +43,18 @@ def test_steps_are_those_of_others(engine, clipped, guard, scales):
     transforms = [ClipByGlobalNorm(1.0)] if clipped else []
     expected = run(engine, transforms, lambda: np.errstate(all="ignore"), scales)
     assert run(engine, transforms, guard, scales) == expected
+
+
+def test_what_goes_wrong_as_slices_are_written_is_raised(monkeypatch):
+    """Memory for a slice may be missing; a step that is not whole is never silent."""
+    w = np.ones(5)
+    opt = AdamW(w, engine="eager")
+    opt.step(np.ones(5))
+    program = opt._run.steps.buckets[0].runner.programs[-1]
+
+    def fail(*args):
+        raise MemoryError("a slice")
+
+    monkeypatch.setattr(program, "run", fail)
+    with pytest.raises(MemoryError, match="a slice"):
+        opt.step(np.ones(5))

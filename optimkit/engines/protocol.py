@@ -105,6 +105,9 @@ class HostRunner(Runner, Protocol):
         Nothing is written yet. All that can fail has been done: the calls do not, and are calls of compiled code.
         """
 
+    def committed(self) -> None:
+        """The calls of `commit` were made: raise what a thread of ours could not do after all."""
+
 
 class DeviceRunner(Runner, Protocol):
     """An engine at work on a bucket whose arrays live on a device; what is read from there waits for it."""

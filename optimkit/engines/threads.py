@@ -152,13 +152,11 @@ class Helpers:
             self.starts.append(partial(queue.put, task))
         self.waits = [task.done.wait if needed else _cancel_or_wait(task) for task in self._tasks]
 
-    def end(self) -> None:
-        """All are over: hold what they called no longer, and raise what one raised."""
+    def end(self) -> BaseException | None:
+        """All are over: hold what they called no longer. What one raised."""
         for task in self._tasks:
             task.call = None
-        for task in self._tasks:
-            if task.error is not None:
-                raise task.error
+        return next((task.error for task in self._tasks if task.error is not None), None)
 
 
 def _cancel_or_wait(task: _Task) -> Callable[[], Any]:
@@ -177,4 +175,6 @@ def run(call: Call, n: int) -> None:
         call(0)
     finally:
         at_once(helpers.waits)
-        helpers.end()
+        error = helpers.end()
+    if error is not None:
+        raise error

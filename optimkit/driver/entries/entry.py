@@ -67,12 +67,11 @@ class Entry:
         now = {"taken": data, "view": view, "order": order}
         if self.library.rebinds_memory:
             now["address"] = arrays.address(data)
-        changed = old is not None and old != order
-        if old is not None and changed:
+        if old is not None and old != order:
             shaped = {key: old.restore(flat, self.param.shape) for key, flat in self.slots.items()}
             now["slots"] = {key: _flat(order.apply(x)) for key, x in shaped.items()}
         self.__dict__.update(now)  # at once
-        return changed
+        return "slots" in now
 
     def adopt(self, now: Any) -> None:
         """What stands in the container now: another array, or another object with the same one; checked before."""

@@ -110,6 +110,7 @@ class Steps:
 
     def lend(self, found: Collected) -> None:
         """Hand the gradients of a step to the engines, as far as they have not seen them."""
+        self.take_back()  # where a step was interrupted as it did so
         for bucket in self.buckets:
             if found.shifts is not None:
                 bucket.lend(found.views, found.shifts, found.present, found.sharing)

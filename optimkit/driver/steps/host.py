@@ -125,8 +125,9 @@ class HostSteps:
 
     def committed(self) -> None:
         """The calls were made."""
-        for bucket, _, _ in self.active:
+        for bucket, runner, _ in self.active:
             bucket.counted()
+            runner.committed()
 
     def result(self) -> StepResult:
         """What the step tells."""

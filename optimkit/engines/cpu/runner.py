@@ -175,6 +175,9 @@ class CpuRunner:
         self._take_uniforms(tables)
         return self.commit_warm(zero)
 
+    def committed(self) -> None:
+        pass
+
     def commit_warm(self, zero: bool) -> list[Call]:
         """The same, where compiled code has prepared the step."""
         return self._calls(len(self.kernels) - 1, zero)

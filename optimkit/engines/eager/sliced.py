@@ -122,6 +122,11 @@ class SlicedRunner(EagerRunner):
         self.helpers = threads.Helpers([commit], needed=True)
         return [*self.helpers.starts, *self.helpers.waits] or [commit]  # no thread can be had
 
+    def committed(self) -> None:
+        error = self.helpers.end()
+        if error is not None:
+            raise error
+
     def _writing(self, number: int, tables: Tables) -> Callable[[], None]:
         outputs = list(self.plan.stages[number].outputs)
 

@@ -135,6 +135,9 @@ class EagerRunner:
         """All new values are computed here; what is left is to copy them."""
         return [*self._writes(len(self.plan.stages) - 1, tables), *(self._zeroing() if zero else ())]
 
+    def committed(self) -> None:
+        pass
+
     def _zeroing(self) -> list[Call]:
         present = [member for member in self.members if member.gradient is not None and member.zero_in_pass]
         return [partial(setitem, member.gradient, ..., 0.0) for member in present]
