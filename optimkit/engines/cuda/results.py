@@ -26,7 +26,8 @@ class Result:
         return norm, bool(finite)
 
     def __del__(self) -> None:
-        self._free.append(self.array)  # nobody can read it any more, and later steps on the stream come after this one
+        if hasattr(self, "_stream"):  # else it was interrupted as it was made
+            self._free.append(self.array)  # nobody can read it any more, and later steps on the stream come after this one
 
 
 class Results:
