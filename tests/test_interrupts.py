@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
+import ctypes
 import signal
 import sys
 import threading
 import time
+from collections import deque
+from functools import partial
+from itertools import chain, count
+from operator import call
 
 import numpy as np
 import pytest
 
 from optimkit import Adam, AdamW
 from optimkit.engines import threads
+from optimkit.engines.cpu import kernels
 from optimkit.transforms import ClipByGlobalNorm
 
 ENGINES = ["llvm", "eager"]
@@ -186,11 +193,40 @@ def test_an_error_of_a_worker_is_raised_here():
 
 
 def test_without_another_thread_the_work_is_done_here(monkeypatch):
-    def refuse(self):
+    def refuse(function, args):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threads, "_pool", threads._Pool())
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(threads, "_apart", threads._Pool())
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     found = []
     threads.run(found.append, 4)
     assert found == [0]
+    w = np.ones(3)
+    Adam(w, lr=0.1, engine="eager").step(np.ones(3))
+    assert w[0] == pytest.approx(0.9)
+
+
+def test_an_exception_that_hits_a_new_thread_comes_back(monkeypatch):
+    """One meant for a thread can hit the one that it is about to start: CPython tells them apart when that runs."""
+    real, done = _thread.start_new_thread, threading.Event()
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    raise_in.argtypes = [ctypes.c_ulong, ctypes.py_object]
+
+    class Stop(BaseException):
+        pass
+
+    def hit(function, args):
+        """Start a thread in which an exception is pending before its first line."""
+        pending = map(raise_in, map(call, (_thread.get_ident,)), (Stop,))
+        return real(deque, (chain(pending, map(function, *((arg,) for arg in args))), 0))
+
+    monkeypatch.setattr(_thread, "start_new_thread", hit)
+    monkeypatch.setattr(threads, "_apart", threads._Pool())
+    w = np.ones(3)
+    step = partial(Adam(w, lr=0.1, engine="eager").step, np.ones(3))
+    for act in (lambda: threads.start(done.set), lambda: kernels.on_own_thread(lambda: 5), step):
+        with pytest.raises(Stop):
+            deque((act() if n == 0 else time.sleep(0.001) for n in count()), 0)
+    assert done.wait(10)
+    assert w[0] in (1.0, pytest.approx(0.9))

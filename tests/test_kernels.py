@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ast
 import functools
 import hashlib
@@ -258,10 +259,10 @@ def test_compiles_are_on_a_thread_of_their_own_where_there_is_one(cold, monkeypa
     (thread,) = thread_of_compile(monkeypatch, TEXT.format(5))
     assert thread is not threading.current_thread()
 
-    def refuse(self):
+    def refuse(function, args):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     assert thread_of_compile(monkeypatch, TEXT.format("2 + 3")) == [threading.current_thread()]
     w = np.ones(3, np.float32)
     opt = SGD(w, lr=0.25, momentum=0.5)

@@ -82,7 +82,7 @@ def test_slots_and_inputs_may_be_strided(engine, dtype):
             host = opt._run.steps.host
             host.parts = [part._replace(runner=bucket.runner) for part in host.parts]
             bucket.active = np.zeros(len(bucket.members), bool)  # the new runner knows of no gradient
-            opt._run.gradients.settled = False
+            opt._run.gradients = None  # nor of a weight
             opt._run.forget_warm()
         for _ in range(2):
             opt.step(grads)

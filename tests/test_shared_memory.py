@@ -111,19 +111,20 @@ def test_compiled_spans_meet_where_intervals_do():
     for n in (1, 2, 3, 10, 40):
         opt = Adam({str(i): np.ones(1, np.float32) for i in range(n)})
         for _ in range(60):
-            spans = ByteRanges(opt._run.entries)
+            slots = [opt.state[name]["m"] for name in opt.names[: n // 2]]
+            spans, fixed = ByteRanges(opt._run.entries, slots), n + n // 2
             each = Fingerprints(spans)
             each.compile(looks.CompiledStep)
-            starts = rng.permutation(20 * n)[: 2 * n] * 8
-            spans.weights[:, 0] = starts[:n] + (1 << 46)
-            spans.weights[:, 1] = spans.weights[:, 0] + rng.integers(0, 18, n)
+            starts = rng.permutation(20 * n)[: fixed + n] * 8
+            spans.fixed[:, 0] = starts[:fixed] + (1 << 46)
+            spans.fixed[:, 1] = spans.fixed[:, 0] + rng.integers(0, 18, fixed)
             grads = [np.ones(1, np.float32) for _ in range(n)]
             spans.gradients[:, 1] = rng.integers(0, 18, n)
             for place, g in enumerate(grads):
                 each.keep(place, g)
-                spans.gradients[place] += starts[n + place] + (1 << 46) - g.ctypes.data
+                spans.gradients[place] += starts[fixed + place] + (1 << 46) - g.ctypes.data
             assert each.compare(grads) == []
-            ranges = [*spans.weights.tolist(), *(spans.gradients + each.now[:, None]).tolist()]
+            ranges = [*spans.fixed.tolist(), *(spans.gradients + each.now[:, None]).tolist()]
             ranges = [(low, high) for low, high in ranges if low < high]
             meet = any(a[0] < b[1] and b[0] < a[1] for i, a in enumerate(ranges) for b in ranges[:i])
             assert each.meet(True) == each.meet(False) == meet

@@ -33,6 +33,7 @@ from optimkit.arrays.memory import (
     address,
     bounds,
     byte_strides,
+    folds,
     has_memory,
     itemsize,
     overlap,
@@ -42,6 +43,6 @@ from optimkit.arrays.order import MemoryOrder
 
 __all__ = ["DTYPES", "SUPPORTED", "UNSEEN", "DType", "Fingerprint", "Library", "MemoryOrder", "Placement", "Seen"]
 __all__ += ["address", "bounds", "byte_strides", "check_dtype", "check_readable", "check_weight", "copy_of", "describe"]
-__all__ += ["described", "device", "dtype_name", "fingerprint", "from_view", "guarded", "has_memory", "is_array"]
+__all__ += ["described", "device", "dtype_name", "fingerprint", "folds", "from_view", "guarded", "has_memory", "is_array"]
 __all__ += ["is_read_only", "is_traced", "itemsize", "library", "library_of", "named", "namespace", "on", "overlap"]
 __all__ += ["to_numpy", "unwritable_ranges", "view"]

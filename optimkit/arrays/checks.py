@@ -14,8 +14,8 @@ from optimkit.arrays.libraries import library_of
 from optimkit.arrays.memory import self_overlap
 
 
-def check_weight(name: str, x: Any) -> None:
-    """Raise if `x` can't be updated in place, with what to do about it."""
+def check_weight(name: str, x: Any, read_only: bool = False) -> None:
+    """Raise if `x` can't be updated in place, with what to do about it; `read_only`: it may be, for now."""
     what = f"parameter {name!r}"
     if not is_array(x):
         raise TypeError(f"{what} is {describe(x)}, not an array of an array library")
@@ -25,8 +25,9 @@ def check_weight(name: str, x: Any) -> None:
     if library.is_immutable:
         library.check_writable(what, x)
     check_readable(what, x)
-    library.check_writable(what, x)
-    if not array_api_compat.is_writeable_array(x):
+    if not read_only:
+        library.check_writable(what, x)
+    if not (read_only or array_api_compat.is_writeable_array(x)):
         raise TypeError(f"{what}: {describe(x)} can't be written; use the functional form, rule.init and rule.apply")
     if library.has_memory and (why := self_overlap(library.view(x))):
         raise ValueError(f"{what} {why}; pass a copy (x.copy())")

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from operator import attrgetter, methodcaller
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import array_api_compat
@@ -24,6 +24,7 @@ Fingerprint = tuple[Any, ...] | None  # class, dtype, shape, strides, device: al
 Seen = tuple[Fingerprint, int]  # the fingerprint of an array, and its address
 
 UNSEEN: Any = object()  # the fingerprint of what has to be checked each time: not even like itself before
+_OUTWARD = attrgetter("shape", "dtype")
 
 
 class Getters(NamedTuple):
@@ -37,8 +38,8 @@ class Library:
     """Any library that follows the array API standard."""
 
     has_memory = False  # arrays have strides and addresses that we use
-    rebinds_memory = False  # an array may get other memory and stay the same object
     is_immutable = False
+    locks = False  # an array that could be written may be made read-only
     counts_writes = False  # it is told of arrays that were written through their views
     getters: Getters | None = None  # where attributes say all
 
@@ -112,9 +113,9 @@ class Library:
         """Of the first element."""
         raise TypeError(f"arrays of {self.name} have no address")
 
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:
-        """Of many arrays, quickly."""
-        return list(map(self.address, arrays))
+    def changeable(self, arrays: Sequence[Any]) -> list[Any]:
+        """Of many arrays, quickly: what may become another while each stays the same object."""
+        return list(map(_OUTWARD, arrays))
 
     def fingerprinter(self, kind: type) -> Callable[[Any], Seen]:
         """A quick function of arrays of a class: the fingerprint of one, and its address."""
@@ -136,6 +137,7 @@ class Library:
 
 class Numpy(Library):
     has_memory = True
+    locks = True
 
     def device(self, x: Any) -> Hashable:
         return "cpu"
@@ -152,6 +154,10 @@ class Numpy(Library):
 
     def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
         return x.reshape(shape)
+
+    def changeable(self, arrays: Sequence[Any]) -> list[Any]:
+        """All of it: `x.shape = ...`, `x.dtype = ...`, `x.resize(...)`. Compiled code looks at the same (`cpu/look.py`)."""
+        return [(x.dtype, x.shape, x.strides, x.__array_interface__["data"][0]) for x in arrays]
 
     def flat_copy(self, x: Any, dtype: str) -> Any:
         return np.array(x, dtype, order="C").reshape(-1)
@@ -193,7 +199,6 @@ class Torch(Library):
     """CPU tensors are seen through NumPy views of their memory."""
 
     has_memory = True
-    rebinds_memory = True  # `tensor.data = other`
     counts_writes = True
 
     def on_host(self, x: Any) -> bool:
@@ -222,8 +227,9 @@ class Torch(Library):
     def address(self, x: Any) -> int:
         return int(x.data_ptr())
 
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:
-        return list(map(_DATA_PTR, arrays))
+    def changeable(self, arrays: Sequence[Any]) -> list[Any]:
+        """All of it: `x.data = other`, `x.resize_(...)`, `x.t_()`; and a leaf may become none."""
+        return [(x.data_ptr(), x.dtype, x.shape, x.stride(), x.is_cpu or x.device, x.is_leaf) for x in arrays]
 
     def fingerprinter(self, kind: type) -> Callable[[Any], Seen]:
         strided = sys.modules["torch"].strided
@@ -254,9 +260,6 @@ class Torch(Library):
     def protected(self, x: Any) -> bool:
         """A tensor over a read-only file mapping does not know that it is one."""
         return self.on_host(x)
-
-
-_DATA_PTR = methodcaller("data_ptr")
 
 
 class Cupy(Library):

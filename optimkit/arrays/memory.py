@@ -96,6 +96,11 @@ def self_overlap(x: Any) -> str:
     return ""
 
 
+def folds(x: Any) -> bool:
+    """Whether several elements of an array may be one in memory."""
+    return has_memory(x) and bool(self_overlap(x))
+
+
 def overlap(a: Any, b: Any) -> bool:
     """Whether two arrays with strides, whose bounds meet, share an element."""
     try:

@@ -64,8 +64,8 @@ class Param:
         param._describe(data)
         return param
 
-    def _take(self, data: Any) -> None:
-        arrays.check_weight(self.name or "data", data)
+    def _take(self, data: Any, read_only: bool = False) -> None:
+        arrays.check_weight(self.name or "data", data, read_only)
         self._describe(data)
 
     def _describe(self, data: Any) -> None:
@@ -136,7 +136,7 @@ class Param:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.given_name, self._place, self.grad = state["name"], state["place"], state["grad"]
-        self._take(state["data"])
+        self._take(state["data"], read_only=True)  # from a mapped file: to be looked at; a step refuses it
 
     def __repr__(self) -> str:
         return f"Param({self.name!r}, {arrays.describe(self._data)})"

@@ -60,8 +60,10 @@ class Run:
         The slots that the optimizer has once, by key.
     counted : array
         How often `step` was called, (1,) int64: compiled code counts there too. `count` is its value.
-    ever : bool
-        Whether there ever was a gradient.
+    ever, passed : bool
+        Whether there ever was a gradient, and whether the latest were passed to `step`.
+    shown : bool
+        The caller may have views of slots.
     stepping : Underway
         True while a step is under way.
     whole : bool
@@ -87,6 +89,8 @@ class Run:
     shared: Shared = field(default_factory=dict)
     counted: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     ever: bool = False
+    passed: bool = False
+    shown: bool = False
     stepping: Underway = field(default_factory=Underway)
     whole: bool = True
     steps: Steps | None = None
@@ -232,8 +236,9 @@ class Run:
     def ready_gradients(self) -> tuple[Gradients, ContainerWatch]:
         """What looks at gradients and at the containers, made anew where structure changed."""
         if self.gradients is None or self.watch is None:
-            self.gradients = Gradients(self.entries, self.roots, self.ever)
-            self.watch = ContainerWatch(self.entries, self.roots)
+            slots = self.slots_shown()
+            self.gradients = Gradients(self.entries, self.roots, list(slots.values()), self.ever, self.passed)
+            self.watch = ContainerWatch(self.entries, self.roots, slots)
         return self.gradients, self.watch
 
     def ready_warm(self) -> WarmStep | None:
@@ -274,9 +279,29 @@ class Run:
     def forget(self) -> None:
         """Structure changed: what is prepared is made anew at the next step."""
         self.store_counts()
-        if self.gradients is not None:
-            self.ever = self.gradients.ever
-        self.__dict__.update(steps=None, gradients=None, watch=None, warm=None, warm_tried=False)  # all at once
+        self.__dict__.update(steps=None, **self._no_gradients())  # all at once
+
+    def _no_gradients(self) -> dict[str, Any]:
+        """What to set, at once, so that gradients and containers are looked at anew in the next step."""
+        seen = {} if self.gradients is None else {"ever": self.gradients.ever, "passed": self.gradients.passed}
+        return {"gradients": None, "watch": None, "warm": None, "warm_tried": False, **seen}
+
+    def show_slots(self) -> None:
+        """The caller has views of slots: a gradient, or a weight, can share memory with them from now on."""
+        if not self.shown:
+            if self.warm is not None:
+                self.warm.hand_over()
+            self.__dict__.update(shown=True, **self._no_gradients())
+
+    def slots_shown(self) -> dict[str, Any]:
+        """The slots that the caller may have views of, by what they are called in errors."""
+        found: dict[str, Any] = {}
+        for entry in self.entries if self.shown else ():
+            own = [*entry.slots.items(), *entry.uniforms.items()]
+            found |= {f"slot {name!r} of parameter {entry.name!r} (rule {rule})": x for (rule, name), x in own}
+        for (rule, name), x in self.shared.items() if self.shown else ():
+            found[f"the slot {name!r} (rule {rule})"] = x
+        return found
 
     def renew(self) -> None:
         """A step was interrupted as it prepared: nothing that was prepared is trusted, and all is made anew."""

@@ -12,11 +12,13 @@ The pool is made at first use and dropped after a fork.
 
 from __future__ import annotations
 
+import _thread
+import ctypes
 import operator
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import call as call_each
 from queue import SimpleQueue
@@ -25,6 +27,32 @@ from typing import Any
 from optimkit.engines.atomic import Gate, at_once
 
 Call = Callable[[int], None]
+
+
+def start(work: Callable[[], Any]) -> None:
+    """Do `work` on a new thread.
+
+    An exception that some thread raises in this one can hit the new one instead, as CPython knows that by the id of its parent
+    until it runs: it would end before it began, and `threading.Thread.start` wait for ever. Here it is sent back, first of all.
+
+    Raises
+    ------
+    RuntimeError
+        If the system has no more threads.
+    """
+    first = _return_to(_thread.get_ident())
+    next(first)
+    both: tuple[Callable[[], Any], ...] = (partial(next, first, None), work)
+    _thread.start_new_thread(deque, (map(call_each, both), 0))
+
+
+def _return_to(parent: int) -> Iterator[None]:
+    try:
+        yield
+    except GeneratorExit:
+        return
+    except BaseException as error:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(parent), ctypes.py_object(type(error)))
 
 
 class _Task:
@@ -51,7 +79,7 @@ class _Pool:
         found = self.queues.get(number)
         if found is None:
             queue: SimpleQueue[_Task | None] = SimpleQueue()
-            threading.Thread(target=_work, args=(queue,), name="optimkit", daemon=True).start()
+            start(partial(_work, queue))
             found = self.queues.setdefault(number, queue)
             if found is not queue:
                 queue.put(None)

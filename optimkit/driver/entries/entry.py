@@ -36,7 +36,7 @@ class Entry:
     order: MemoryOrder = field(init=False)
     view: Any = field(init=False)
     taken: Any = field(init=False)  # the Param's array when it was last looked at
-    address: int = 0  # of an array that may get other memory behind our back
+    changeable: Any = field(init=False)  # and what could be changed of it in place, as it was then
     handed_out: bool = False  # the caller has seen `param`, and may set its data
 
     def __post_init__(self) -> None:
@@ -64,14 +64,16 @@ class Entry:
         data, old = self.param.data, self.__dict__.get("order")
         view = arrays.view(data)
         order = MemoryOrder.of(view)
-        now = {"taken": data, "view": view, "order": order}
-        if self.library.rebinds_memory:
-            now["address"] = arrays.address(data)
+        now = {"taken": data, "view": view, "order": order, "changeable": self.library.changeable([data])[0]}
         if old is not None and old != order:
             shaped = {key: old.restore(flat, self.param.shape) for key, flat in self.slots.items()}
             now["slots"] = {key: _flat(order.apply(x)) for key, x in shaped.items()}
         self.__dict__.update(now)  # at once
         return "slots" in now
+
+    def is_another(self, data: Any) -> bool:
+        """Whether an array is not the one that was looked at, or not as it was then."""
+        return data is not self.taken or bool(self.library.changeable([data])[0] != self.changeable)
 
     def adopt(self, now: Any) -> None:
         """What stands in the container now: another array, or another object with the same one; checked before."""
@@ -89,7 +91,7 @@ class Entry:
         self.slots = fresh.slots
         if not keep_counts:
             self.uniforms, self.t = fresh.uniforms, 0
-        self.view, self.order, self.address, self.taken = fresh.view, fresh.order, fresh.address, fresh.taken
+        self.__dict__.update({name: getattr(fresh, name) for name in ("view", "order", "taken", "changeable")})
 
     # ---- arrays in memory order
 
@@ -124,9 +126,11 @@ class Entry:
         return library.full(self.param.size, slot.value, dtype, self.view)
 
     def value(self, key: SlotKey) -> Any:
-        """A live view of a slot: in the weight's shape and library, or 0-d float64."""
+        """A live view of a slot: in the weight's shape and library, or 0-d float64. It is no array of ours: it may be
+        resized, and the slot stays what it is.
+        """
         if key in self.uniforms:
-            return self.uniforms[key]
+            return self.uniforms[key][...]
         return arrays.from_view(self.in_shape(self.slots[key]), self.param.data)
 
     def set_value(self, key: SlotKey, new: Any) -> None:

@@ -1,4 +1,4 @@
-"""The bytes that weights and gradients span: a quick test whether any two may share memory."""
+"""The bytes that weights, slots and gradients span: a quick test whether any two may share memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ LATELY = 16  # sets of addresses that are known to be apart
 
 
 class ByteRanges:
-    """(first byte, first after the last) of weights and of gradients, these relative to their addresses."""
+    """(first byte, first after the last) of weights and of gradients, these relative to their addresses.
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    `slots` are those that a caller may have views of: a gradient could be one.
+    """
+
+    def __init__(self, entries: Sequence[Entry], slots: Sequence[Any] = ()) -> None:
         self.entries = entries
-        self.table = np.zeros((2 * len(entries), 2), np.int64)  # the second half is compiled code's, for gradients
-        self.weights, self.gradients = self.table[: len(entries)], np.zeros((len(entries), 2), np.int64)
+        fixed = len(entries) + len(slots)
+        self.table = np.zeros((fixed + len(entries), 2), np.int64)  # the last ones are compiled code's, for gradients
+        self.fixed, self.gradients = self.table[:fixed], np.zeros((len(entries), 2), np.int64)
         self._apart: set[bytes] = set()
+        for row, slot in enumerate(slots, len(entries)):
+            self.fixed[row] = arrays.bounds(slot)
         for place in range(len(entries)):
             self.keep_weight(place)
 
     def keep_weight(self, place: int) -> None:
         """A weight is another array."""
         self._apart.clear()
-        self.weights[place] = arrays.bounds(self.entries[place].view)
+        self.fixed[place] = arrays.bounds(self.entries[place].view)
 
     def keep_gradient(self, place: int, view: Any) -> int:
         """A gradient is another array; its address (0 where it has no bytes)."""
@@ -46,7 +52,7 @@ class ByteRanges:
         if known in self._apart:
             return False
         gradients = self.gradients + addresses[:, None]
-        ranges = np.concatenate([self.weights, gradients[present != 0]])
+        ranges = np.concatenate([self.fixed, gradients[present != 0]])
         ranges = ranges[ranges[:, 0] < ranges[:, 1]]
         ranges = ranges[np.argsort(ranges[:, 0])]
         if (ranges[1:, 0] < ranges[:-1, 1]).any():

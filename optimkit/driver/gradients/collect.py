@@ -39,13 +39,13 @@ class Collected(NamedTuple):
     values : list
         By entry, None for none. `aside` are those of frozen parameters, which take no part.
     views : dict
-        Those that engines have not seen, by place: checked, as engines see them, copies where they lie in a weight.
+        Those that engines have not seen, by place: checked, as engines see them, copies where they lie in what is written.
     present : array
         Which entries have one, (entries,) bool.
     shifts : array or None
         By how many bytes the others moved, (entries,) int64; None where engines know all that there is to know.
     sharing : set of int
-        The places of gradients that share memory, which no pass may zero while it reads.
+        The places of gradients that share memory, with themselves too, which no pass may zero while it reads.
     """
 
     values: list[Any]
@@ -65,19 +65,24 @@ class Collected(NamedTuple):
 class Gradients:
     """The gradients of the entries of an optimizer, step by step.
 
-    `sharing` are the places of gradients that share memory, which no pass may zero while it reads. `ever` says that there
-    once was a gradient, `passed` that the latest were passed to `step`.
+    `sharing` are the places of gradients that share memory with others, or with what a step writes, `folded` of those in
+    which several elements are one: none of them may be zeroed in a pass that reads. `ever` says that there once was a
+    gradient, `passed` that the latest were passed to `step`. `slots` are those that the caller may have views of.
     """
 
-    def __init__(self, entries: Sequence[Entry], roots: Sequence[Tree], ever: bool = False) -> None:
-        self.entries = list(entries)
-        self.ever, self.passed = ever, False
+    def __init__(
+        self, entries: Sequence[Entry], roots: Sequence[Tree], slots: Sequence[Any], ever: bool = False, passed: bool = False
+    ) -> None:
+        self.entries, self.slots = list(entries), list(slots)
+        self.ever, self.passed = ever, passed
         self.settled = False
         self.find_frozen()
         self.sharing: frozenset[int] = frozenset()
-        self.ranges = ByteRanges(self.entries)
+        self.folded: set[int] = set()
+        self.ranges = ByteRanges(self.entries, self.slots)
         self.fingerprints = Fingerprints(self.ranges)
         self.mirror = Mirror(roots, [entry.name for entry in self.entries])
+        self._lockable = [(place, entry) for place, entry in enumerate(self.entries) if entry.library.locks]
         anchors = [entry.anchor for entry in self.entries]
         self._holders = [place for place, x in enumerate(anchors) if not isinstance(x, Param) and hasattr(x, "grad")]
 
@@ -100,9 +105,10 @@ class Gradients:
             self._refuse_read_only(place for place in frozen if arrays.is_read_only(values[place]))
         for place in frozen:
             values[place] = None
+        self._refuse_read_only_weights(values)
         views = self._check(values, zero, anew)
         shifts = None if self.settled else self.fingerprints.now - self.fingerprints.before
-        return Collected(values, aside, views, self.fingerprints.present != 0, shifts, self.sharing)
+        return Collected(values, aside, views, self.fingerprints.present != 0, shifts, self.sharing | self.folded)
 
     def find_frozen(self) -> None:
         """Which parameters are frozen now, by place."""
@@ -127,7 +133,7 @@ class Gradients:
     def replaced_weight(self, place: int) -> None:
         """A weight is another array: its gradient, and what memory they share, is looked at anew."""
         self.fingerprints.keep(place, UNSEEN)
-        self.ranges.keep_weight(place)
+        self.fingerprints.keep_weight(place)
 
     def _check(self, values: list[Any], zero: bool, anew: bool) -> dict[int, Any]:
         """The views, by place, of gradients that engines have not seen; the rest only moved."""
@@ -141,6 +147,7 @@ class Gradients:
         self.settled = False
         for place, view in views.items():
             self.fingerprints.keep(place, values[place], self.ranges.keep_gradient(place, view))
+            (self.folded.add if arrays.folds(view) else self.folded.discard)(place)
         if self.sharing or self.fingerprints.meet(compared and not others):
             views = self._separate(values, views)
         return views
@@ -157,10 +164,17 @@ class Gradients:
                 "or leave out zero_grad=True"
             )
 
+    def _refuse_read_only_weights(self, values: Sequence[Any]) -> None:
+        """Raise where a weight that has a gradient was made read-only. One that takes no part may be."""
+        for place, entry in self._lockable:
+            if values[place] is not None and arrays.is_read_only(entry.taken):
+                entry.library.check_writable(f"parameter {entry.name!r}", entry.taken)
+
     def _separate(self, values: list[Any], views: dict[int, Any]) -> dict[int, Any]:
-        """All views, where some may share memory: those that do so with a weight as copies."""
+        """All views, where some may share memory: those that do so with what a step writes as copies."""
         every = {place: views[place] if place in views else arrays.view(x) for place, x in enumerate(values) if x is not None}
-        copies, shared = overlaps.gradient_conflicts(self.entries, [every.get(place) for place in range(len(values))])
+        found = [every.get(place) for place in range(len(values))]
+        copies, shared = overlaps.gradient_conflicts(self.entries, self.slots, found)
         for place in copies:
             every[place] = every[place].copy()
             self.fingerprints.keep(place, UNSEEN)

@@ -32,6 +32,8 @@ class Compiled(Protocol):
 
     def keep(self, place: int, seen: Fingerprint) -> None: ...
 
+    def keep_weight(self, place: int, weight: np.ndarray, seen: tuple[Any, ...]) -> None: ...
+
     def compare(self, values: list[Any]) -> list[int]: ...
 
     def serve(
@@ -79,6 +81,7 @@ class Fingerprints:
         self.compiled = make(self.before, self.now, self.present_before, self.ranges.gradients, self.ranges.table)
         for place, seen in enumerate(self.seen):
             self.compiled.keep(place, seen)
+            self._tell_weight(self.compiled, place)
         return self.compiled
 
     def compare(self, values: list[Any]) -> list[int]:
@@ -136,6 +139,16 @@ class Fingerprints:
             self._look = self._look_before = None
         if self.compiled is not None:
             self.compiled.keep(place, seen)
+
+    def keep_weight(self, place: int) -> None:
+        """A weight is another array, or was changed in place."""
+        self.ranges.keep_weight(place)
+        if self.compiled is not None:
+            self._tell_weight(self.compiled, place)
+
+    def _tell_weight(self, compiled: Compiled, place: int) -> None:
+        entry = self.ranges.entries[place]
+        compiled.keep_weight(place, entry.taken, entry.changeable)
 
     def settle(self) -> None:
         """Engines have the new addresses: they are those before, in the next step."""

@@ -31,7 +31,7 @@ def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callabl
     leaves = [leaf for _, growth in found for leaf in growth.leaves()]
     check_names([*(entry.leaf for entry in run.entries), *leaves] if leaves else [])
     added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
-    check_weights({entry.name: entry.param.data for entry in [*run.entries, *added]})
+    check_weights({entry.name: entry.param.data for entry in [*run.entries, *added]}, run.slots_shown())
     for entry in added:
         entry.param.placed(entry.name)
     for _, growth in found:
@@ -86,7 +86,8 @@ def zero_own_gradients(run: Run, set_to_none: bool) -> None:
     run.require_entries()
     found = [(entry, own_gradient(entry)) for entry in run.entries]
     nothing = all(gradient is None for _, gradient in found)
-    if nothing and not set_to_none and run.gradients is not None and run.gradients.passed:
+    passed = run.passed if run.gradients is None else run.gradients.passed
+    if nothing and not set_to_none and passed:
         raise RuntimeError(
             "zero_grad() found no gradients in .grad; gradients passed to step(grads) are the caller's: "
             "use step(grads, zero_grad=True)"

@@ -37,7 +37,7 @@ def replace_array(run: Run, entry: Entry, new: Any, how: str | Callable[[Any], A
             "kept; use state='reset', or a function that maps each slot"
         )
     fresh = Entry(entry.name, param, entry.group, entry.leaf)
-    check_weights({other.name: new if other is entry else other.param.data for other in run.entries})
+    check_weights({other.name: new if other is entry else other.param.data for other in run.entries}, run.slots_shown())
     put = placer(run.roots, entry.leaf, new)
     declared = run.chain(fresh).slots()
     fresh.ensure_slots(declared)

@@ -1,8 +1,9 @@
 """The container is the truth: what stands in the caller's dict, list or object is what is trained.
 
-Before each step what stands there is compared, by identity, with what was there before. An array of the
-same shape, dtype and device is adopted and keeps its state; anything else is an error. All changes are
-checked before the first is taken over, so that after an error nothing is trained that the caller lost.
+Before each step what stands there is compared, by identity, with what was there before; and an array that is still the
+same object, with what it was: its shape, dtype, strides and memory can be changed in place. An array of the same shape,
+dtype and device is adopted and keeps its state; anything else is an error. All changes are checked before the first is
+taken over, so that after an error nothing is trained that the caller lost.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from optimkit.driver.entries.entry import Entry
 from optimkit.driver.gradients.overlaps import check_weights
 
 _data_of = attrgetter("param._data")  # not `data`: a property would be a call of Python for each
+_changeable = attrgetter("changeable")
 
 
 class ContainerWatch:
     """What stands in the containers that the entries come from, prepared for a quick comparison."""
 
-    def __init__(self, entries: Sequence[Entry], roots: Sequence[Tree]) -> None:
-        self.entries, self.roots = list(entries), list(roots)
+    def __init__(self, entries: Sequence[Entry], roots: Sequence[Tree], slots: Mapping[str, Any]) -> None:
+        self.entries, self.roots, self.slots = list(entries), list(roots), slots
         self.entry_of = {id(entry.leaf): entry for entry in entries}
         self._prepare()
         self._remember([entry.taken for entry in self.params])  # what was set before the first step counts too
@@ -44,12 +46,11 @@ class ContainerWatch:
         others = [entry for entry in self.entries if not isinstance(entry.anchor, Param)]
         self.holders = [entry for entry in others if not arrays.is_array(entry.anchor)]
         self._remember([entry.param.data for entry in self.params])
-        self.rebindable: dict[arrays.Library, tuple[list[Entry], list[Any]]] = {}  # their memory may become another
+        self.arrays: dict[arrays.Library, tuple[list[Entry], list[Any]]] = {}  # the arrays of each library
         for entry in self.entries:
-            if entry.library.rebinds_memory:
-                entries, data = self.rebindable.setdefault(entry.library, ([], []))
-                entries.append(entry)
-                data.append(entry.param.data)
+            entries, data = self.arrays.setdefault(entry.library, ([], []))
+            entries.append(entry)
+            data.append(entry.param.data)
 
     def _remember(self, seen: list[Any]) -> None:
         """`seen` are the arrays of `params`. `ids` tell what `standing` gives where nothing was replaced, one by one."""
@@ -78,10 +79,12 @@ class ContainerWatch:
         for entry in self.holders:
             if entry not in pending and entry.anchor.data is not entry.param.data:
                 pending[entry] = entry.anchor
-        for library, (entries, data) in self.rebindable.items():
-            if library.addresses(data) != [entry.address for entry in entries]:
-                moved = [entry for entry in entries if library.address(entry.param.data) != entry.address]
-                pending |= {entry: entry.anchor for entry in moved if entry not in pending}
+        for library, (entries, data) in self.arrays.items():
+            now, before = library.changeable(data), list(map(_changeable, entries))
+            if now != before:  # the same array, changed in place
+                for entry, one, other in zip(entries, now, before, strict=True):
+                    if one != other and entry not in pending:
+                        pending[entry] = entry.anchor
         if not pending and not moves:
             return []
         adopted = self._check(pending)
@@ -137,11 +140,11 @@ class ContainerWatch:
                 name = entry.name
                 raise TypeError(f"parameter {name!r} became {arrays.describe(now)}; call opt.remove({name!r}) if that is meant")
             entry.param.check_same(entry.name, data_of(now))
-            if data_of(now) is not entry.view or entry.library.rebinds_memory:
+            if entry.is_another(data_of(now)):
                 found.append(entry)
         if found:
             now_there = [(entry.name, data_of(pending.get(entry, entry.param))) for entry in self.entries]
-            check_weights(dict(now_there))
+            check_weights(dict(now_there), self.slots)
         return found
 
     def _take(self, pending: Mapping[Entry, Any], moves: Sequence[tuple[Tree, Any, dict[Any, Any]]]) -> None:

@@ -34,11 +34,12 @@ def pack(run: Run) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any]) -> Run:
-    """The other half of `pack`."""
+    """The other half of `pack`. Our own arrays are copied: a pickle whose buffers lie elsewhere has read-only ones."""
     entries = []
+    own_arrays = {"counted": packed["counted"].copy(), "shared": {key: value.copy() for key, value in packed["shared"].items()}}
     for own in packed["entries"]:
-        entry = Entry(**{**own, "slots": {}})
+        entry = Entry(**{**own, "slots": {}, "uniforms": {key: value.copy() for key, value in own["uniforms"].items()}})
         for key, value in own["slots"].items():
             entry.put_slot(key, value)
         entries.append(entry)
-    return Run(**{**packed, "entries": entries})
+    return Run(**{**packed, **own_arrays, "entries": entries})

@@ -35,6 +35,7 @@ class SlotView(Mapping[str, Any]):
         if name not in self._keys:
             known = ", ".join(self._keys) or "none"
             raise KeyError(f"there is no slot {name!r}; there are {known}; those per optimizer are in opt.state.shared")
+        self._run.show_slots()
         return self._entry.value(self._keys[name])
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -61,7 +62,8 @@ class StateView(Mapping[str, SlotView]):
         """The slots that the optimizer has once, 0-d float64 arrays."""
         chain = self._run.chain()
         ensure_shared(self._run.shared, chain.slots())
-        return {chain.slot_label(key): value for key, value in self._run.shared.items()}
+        self._run.show_slots()
+        return {chain.slot_label(key): value[...] for key, value in self._run.shared.items()}
 
     def all(self) -> list[tuple[Entry, SlotView]]:
         """All parameters, with their counts as they are now, and the views of their slots."""

@@ -70,7 +70,7 @@ class WarmStep:
         if standing is None:
             return None
         values = gradients.own() if grads is None else self.read(grads)
-        if values is None or (zero and gradients.frozen):
+        if values is None or (zero and (gradients.frozen or gradients.folded)):
             return None
         for place in gradients.frozen:
             values[place] = None

@@ -6,6 +6,7 @@ All that calls LLVM runs on a thread of its own, to which no signal comes: Ctrl-
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
@@ -15,7 +16,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 from optimkit.counting import counters
-from optimkit.engines import disk
+from optimkit.engines import disk, threads
 from optimkit.engines.protocol import KernelError
 
 Result = TypeVar("Result")
@@ -26,6 +27,12 @@ _lock = threading.RLock()
 
 if hasattr(os, "register_at_fork"):  # no child is born while LLVM is at work, whose locks nobody there would release
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+@atexit.register
+def _finish() -> None:
+    """Nor does the process end while it is."""
+    with _lock:
+        pass
 
 
 class Kernel:
@@ -76,19 +83,21 @@ def on_own_thread(work: Callable[[], Result]) -> Result:
     """What `work` gives, or raises, on a thread of its own: it is not interrupted, and what it began is there afterwards."""
     found: list[Result] = []
     raised: list[BaseException] = []
+    done = threading.Lock()
+    done.acquire()
 
     def run() -> None:
         try:
             found.append(work())
         except BaseException as error:
             raised.append(error)
+        done.release()
 
-    thread = threading.Thread(target=run, name="optimkit-compile")
     try:
-        thread.start()
+        threads.start(run)
     except RuntimeError:  # the system has no more threads, or the interpreter is about to end
         return work()
-    thread.join()
+    done.acquire()
     if raised:
         raise raised[0]
     return found[0]

@@ -1,4 +1,5 @@
-"""A look at all gradients in compiled code: which are not what they were, where the rest lie, whether any two overlap.
+"""A look at all arrays in compiled code: which gradients are not what they were, where the rest lie, whether any two
+overlap, and whether all weights are what they were.
 
 It reads the fields of the arrays themselves (`PyArrayObject`, which is part of NumPy's binary interface), some
 nanoseconds each; NumPy's public ways to an address cost a microsecond. The text is part of that of a step (`step`).
@@ -10,12 +11,15 @@ from optimkit.engines.tables import Columns
 
 # What a look is told, and what it answers: first words of the job of a step.
 TOLD = (
-    "ids", "n_ids", "known", "before", "now", "present", "here", "others", "n", "none", "array", "ranges", "gradients", "order",
+    "ids", "n_ids", "weights", "known", "before", "now", "present", "here", "others", "n", "none", "array", "ranges", "fixed",
+    "gradients", "order",
 )  # fmt: skip
 ANSWERS = ("other", "moved", "meet", "read_only", "active")
 # A row of what is known: the address of the dtype (or UNSEEN_ROW), the number of axes, and the address of the lengths and
 # strides.
 KNOWN = Columns("dtype", "axes", "geometry")
+# A row of what is known of a weight: the array, the address of its data, and the same.
+WEIGHT = Columns("object", "at", "dtype", "axes", "geometry")
 UNSEEN_ROW = 1
 # Words of the objects themselves, as CPython and NumPy lay them out on 64 bits, from the class on.
 LIST = Columns("list_class", "list_size", "list_items")
@@ -29,6 +33,24 @@ def same_objects(job, values) -> int64:
     for i in range(word(job, JOB_N_IDS)):
         if word(items, i) != word(ids, i):
             return 0
+    return 1
+
+
+def same_weights(job) -> int64:
+    # whether the weights are what they were: arrays can be changed in place; those with a gradient must be writable
+    weights, here = word(job, JOB_WEIGHTS), word(job, JOB_HERE)
+    for i in range(word(job, JOB_N)):
+        row = weights + i * {weight_bytes}
+        fields = word(row, WEIGHT_OBJECT) + {header}
+        bits, axes = word(fields, BITS), word(row, WEIGHT_AXES)
+        if word(fields, DATA) != word(row, WEIGHT_AT) or word(fields, DESCR) != word(row, WEIGHT_DTYPE):
+            return 0
+        if (word(fields, DIMENSIONS) & 0xFFFFFFFF) != axes or (word(here, i) and (bits & {writeable}) == 0):
+            return 0
+        lengths, strides, expected = word(fields, LENGTHS), word(fields, STRIDES), word(row, WEIGHT_GEOMETRY)
+        for axis in range(axes):
+            if word(lengths, axis) != word(expected, axis) or word(strides, axis) != word(expected, axes + axis):
+                return 0
     return 1
 
 
@@ -79,16 +101,16 @@ def look(job, values):
 def look_at_ranges(job, n):
     # whether the bytes of any two arrays may be the same: ranges in the order of their first bytes do not meet
     now, here, gradients = word(job, JOB_NOW), word(job, JOB_HERE), word(job, JOB_GRADIENTS)
-    ranges, order = word(job, JOB_RANGES), word(job, JOB_ORDER)
+    ranges, order, fixed = word(job, JOB_RANGES), word(job, JOB_ORDER), word(job, JOB_FIXED)
     for i in range(n):
         low, high = word(gradients, 2 * i), word(gradients, 2 * i + 1)
-        put(ranges, 2 * (n + i) + 1, 0)
+        put(ranges, 2 * (fixed + i) + 1, 0)
         if word(here, i) and low < high:
-            put(ranges, 2 * (n + i), word(now, i) + low)
-            put(ranges, 2 * (n + i) + 1, word(now, i) + high)
-    sort(ranges, order, 2 * n)
+            put(ranges, 2 * (fixed + i), word(now, i) + low)
+            put(ranges, 2 * (fixed + i) + 1, word(now, i) + high)
+    sort(ranges, order, fixed + n)
     meet = top = 0
-    for k in range(2 * n):
+    for k in range(fixed + n):
         low, high = word(ranges, 2 * word(order, k)), word(ranges, 2 * word(order, k) + 1)
         if low < high:
             meet += low < top
@@ -138,4 +160,5 @@ def swap(order, k, l):
 
 def look_text(header: int) -> str:
     """The functions of a look, for objects whose class is `header` bytes behind their first one."""
-    return LOOK.format(header=header, row_bytes=8 * len(KNOWN), aligned=ALIGNED, writeable=WRITEABLE)
+    sizes = {"row_bytes": 8 * len(KNOWN), "weight_bytes": 8 * len(WEIGHT)}
+    return LOOK.format(header=header, **sizes, aligned=ALIGNED, writeable=WRITEABLE)

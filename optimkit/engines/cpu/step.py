@@ -22,7 +22,7 @@ import numpy as np
 from optimkit.arrays import DTYPES, Fingerprint
 from optimkit.engines.cpu import text
 from optimkit.engines.cpu.kernels import compile_text
-from optimkit.engines.cpu.look import ANSWERS, ARRAY, KNOWN, LIST, TOLD, UNSEEN_ROW, look_text
+from optimkit.engines.cpu.look import ANSWERS, ARRAY, KNOWN, LIST, TOLD, UNSEEN_ROW, WEIGHT, look_text
 from optimkit.engines.cpu.program import CALL, Part, Program
 from optimkit.engines.cpu.rows import rows_text
 from optimkit.engines.tables import Columns
@@ -97,7 +97,7 @@ def kernel(job, standing, values, mode, zero) -> int64:
         look(job, values)
         if mode == {looking} or word(job, JOB_OTHER) or word(job, JOB_MEET) or not word(job, JOB_ACTIVE):
             return 0
-        if zero and word(job, JOB_READ_ONLY):
+        if (zero and word(job, JOB_READ_ONLY)) or not same_weights(job):
             return 0
         for b in range(word(job, JOB_N_BUCKETS)):
             prepare(job, buckets + b * {bucket_bytes})
@@ -127,6 +127,7 @@ def _text() -> str:
     names = [
         JOB.text(lambda name: f"JOB_{name.upper()}", look + _TEXT),
         KNOWN.text(lambda name: f"KNOWN_{name.upper()}", look + _TEXT),
+        WEIGHT.text(lambda name: f"WEIGHT_{name.upper()}", look + _TEXT),
         *(columns.text(str.upper, look + _TEXT) for columns in (LIST, ARRAY, BUCKET, CALL, Columns(*text.ENTRY))),
     ]
     return _TEXT.format(
@@ -140,7 +141,7 @@ _DTYPES = [np.dtype(name) for name in DTYPES if hasattr(np, name)]  # NumPy's ow
 
 class Tables(NamedTuple):
     """What is known of gradients, by place: addresses before and now, who is present; their ranges of bytes, relative to
-    their addresses; and ranges of bytes of the weights, with as much room for those of gradients behind them."""
+    their addresses; and ranges of bytes of weights and slots, with room for those of the gradients behind them."""
 
     before: np.ndarray
     now: np.ndarray
@@ -165,14 +166,18 @@ class CompiledStep:
         self.kernel: Callable[..., int] = function(compile_text(_text(), len(words)).address)
         self.known, self.others, self.here = np.zeros((n, len(KNOWN)), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.known[:, KNOWN.dtype] = UNSEEN_ROW
-        self.order = np.arange(2 * n)
+        self.order = np.arange(len(tables.ranges))
         self.geometries: list[np.ndarray | None] = [None] * n
+        self.weight_rows = np.zeros((n, len(WEIGHT)), np.int64)
+        self.weights: list[tuple[Any, ...]] = [()] * n  # what their rows tell of: it has to live
         self.parts: Sequence[Part] = ()
         self.job = np.zeros(len(JOB), np.int64)
         self.address = self.job.ctypes.data
         own = {name: getattr(self, name) for name in ("known", "others", "here", "order")}
         for name, table in (own | tables._asdict()).items():
             self.job[getattr(JOB, name)] = table.ctypes.data
+        self.job[JOB.fixed] = len(tables.ranges) - n
+        self.job[JOB.weights] = self.weight_rows.ctypes.data
         self.job[JOB.n], self.job[JOB.none], self.job[JOB.array] = n, id(None), id(np.ndarray)
         self.moved = self.meet = self.read_only = True
 
@@ -187,6 +192,13 @@ class CompiledStep:
         shape, strides = seen[2:4]
         geometry = self.geometries[place] = np.array([*shape, *strides], np.int64)
         self.known[place] = id(dtype), len(shape), geometry.ctypes.data
+
+    def keep_weight(self, place: int, weight: np.ndarray, seen: tuple[Any, ...]) -> None:
+        """The weight at a place is this array, and looked so when it was checked: its dtype, shape, strides and address."""
+        dtype, shape, strides, address = seen
+        geometry = np.array([*shape, *strides], np.int64)
+        self.weight_rows[place] = id(weight), address, id(dtype), len(shape), geometry.ctypes.data
+        self.weights[place] = weight, dtype, geometry
 
     def compare(self, values: list[Any]) -> list[int]:
         """The places of gradients that look otherwise than when they were last there; nothing is changed by a look."""
