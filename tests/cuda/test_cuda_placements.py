@@ -48,7 +48,7 @@ def test_slots_and_inputs_may_be_strided(cupy: Any, dtype: str) -> None:
             device.launches = CudaLaunches([bucket.runner], [bucket.places], Shared(len(shapes)))
             device.active = []  # its launches are told anew of what is active
             bucket.runner.presence_changed(bucket.active)
-            opt._run.gradients.settled = False
+            opt._run.gradients = None
         for _ in range(2):
             opt.step(grads)
         results.append({(m.name, key): cupy.asnumpy(x) for m in bucket.members for key, x in m.arrays.items()})
