@@ -249,7 +249,10 @@ def test_neighbours_are_told(monkeypatch, start, end, share):
 
 def test_a_file_that_can_not_be_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("optimkit.bench.cpu.measure", lambda options, show: {})
-    monkeypatch.setattr("optimkit.bench.run.disk.write_atomically", lambda path, content: False)
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
     assert main(["bench", "--quick", "--json", str(tmp_path / "b.json")]) == 1
     assert "could not be written" in capsys.readouterr().err
 

@@ -57,7 +57,7 @@ def test_info_tells_versions_engines_and_cache(capsys, tmp_path):
 
 
 def test_info_counts_the_kernels(capsys, tmp_path):
-    disk.write_atomically(disk.folder() / "a.o", b"12345")
+    disk.folder().write("a.o", b"12345")
     assert json.loads(told(capsys, "--json"))["cache"]["bytes"] == 5
     assert "1 files" in told(capsys)
 

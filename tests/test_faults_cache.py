@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -74,7 +76,7 @@ def test_row_41_settings_of_numba_change_nothing(tmp_path):
 def test_row_41_damaged_files_are_no_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
     cache.keep("a.o", b"code of a")
-    path = cache.folder() / "a.o"
+    path = cache.folder().path / "a.o"
     content = path.read_bytes()
     for damage in (b"", content[:20], content[:32], content[:-1], content + b"0", bytes([content[0] ^ 1]) + content[1:]):
         path.write_bytes(damage)
@@ -88,7 +90,7 @@ def test_row_41_a_file_counts_only_under_its_own_name(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
     cache.keep("a.o", b"code of a")
     assert cache.kept("a.o") == b"code of a"
-    folder = cache.folder()
+    folder = cache.folder().path
     (folder / "b.o").write_bytes((folder / "a.o").read_bytes())
     assert cache.kept("b.o") is None
     assert cache.kept("c.o") is None
@@ -130,7 +132,7 @@ def test_row_41_eight_processes_that_start_at_once(tmp_path, monkeypatch):
     assert optimkit.counters.compiles == before, "what they left is whole"
 
 
-def full(*args):
+def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
@@ -138,7 +140,7 @@ def full(*args):
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("a file is in its place", "can't be used: .*exists"),
+        ("a file is in its place", "can't be used: .*Not a directory"),
         ("others may write", "can be written by others .chmod 700 mends it."),
         ("others own it", "belongs to another user"),
         ("full", "is read-only, or full"),
@@ -165,14 +167,14 @@ def test_row_41_a_folder_that_cannot_be_used_gives_one_warning(tmp_path, monkeyp
     assert w.tolist() == [0.75] * 4
     assert optimkit.counters.compiles > before
     assert trouble == "a file is in its place" or not list(folder.iterdir()), "nothing is left behind"
-    assert bool(cache.folder_problem()) == (trouble != "full")
+    assert cache.folder_problem()
     cache._warn_once.cache_clear()
 
 
 def test_row_41_a_read_only_folder_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
     cache.keep("a.o", b"code")
-    monkeypatch.setattr(cache, "write_atomically", lambda *args: False)
+    monkeypatch.setattr(os, "replace", full)
     cache._warn_once.cache_clear()
     assert cache.kept("a.o") == b"code"
     with pytest.warns(RuntimeWarning, match="is read-only, or full"):
@@ -188,7 +190,7 @@ def test_row_41_what_killed_processes_left_is_swept(tmp_path, monkeypatch):
     new.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(folder))
-    assert cache.folder() == folder
+    assert cache.folder().path == folder
     assert (old.exists(), new.exists()) == (False, True)
 
 
@@ -198,3 +200,158 @@ def test_row_41_where_the_folder_is(monkeypatch):
     assert str(cache.folder_path()) == "/somewhere/optimkit"
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", "~/kernels")
     assert cache.folder_path().is_absolute()
+
+
+# ---- what others could have put there
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "cache"))
+    cache._open_folder.cache_clear()
+    cache._warn_once.cache_clear()
+    yield tmp_path / "cache"
+    cache._open_folder.cache_clear()
+    cache._warn_once.cache_clear()
+
+
+needs_owners = pytest.mark.skipif(not cache._PRIVATE, reason="this system has no owners and modes of files")
+
+
+def plant(folder, how):
+    """What an attacker may have left in a folder that was open once: whole, with the right checksum."""
+    cache.keep("a.o", b"code")
+    path = folder / "a.o"
+    content = path.read_bytes()
+    if how == "a file that others can write":
+        path.chmod(0o666)
+    elif how == "a file of another user":
+        os.chown(path, 12345, 12345)
+    elif how == "a link":
+        other = folder.parent / "elsewhere"
+        other.write_bytes(content)
+        path.unlink()
+        path.symlink_to(other)
+    elif how == "a pipe, which nobody writes":
+        path.unlink()
+        os.mkfifo(path)
+    elif how == "a folder":
+        path.unlink()
+        path.mkdir()
+
+
+@needs_owners
+@pytest.mark.parametrize(
+    "how",
+    ["a file that others can write", "a file of another user", "a link", "a pipe, which nobody writes", "a folder"],
+)
+def test_what_others_may_have_written_is_no_kernel(folder, how):
+    if how == "a file of another user" and os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    plant(folder, how)
+    assert cache.kept("a.o") is None
+    if how != "a folder":
+        cache.keep("a.o", b"compiled anew")
+        assert cache.kept("a.o") == b"compiled anew"
+
+
+@needs_owners
+def test_files_stay_those_of_the_folder_that_was_opened(folder):
+    """Whatever its path leads to later: another folder is not the one that was checked."""
+    cache.keep("a.o", b"ours")
+    folder.rename(folder.parent / "moved")
+    folder.mkdir(mode=0o700)
+    (folder / "a.o").write_bytes(cache._checksum("a.o", b"theirs") + b"theirs")
+    assert cache.kept("a.o") == b"ours"
+
+
+@needs_owners
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("a parent that others can write", r"\S+/open, on the way to \S+, can be written by others"),
+        ("a parent of another user", r"\S+/theirs, on the way to \S+, belongs to another user"),
+        ("a link", r"is a link; name the folder that it leads to"),
+        ("a parent that is a link into what others can write", r"\S+/open, on the way to \S+, can be written by others"),
+        ("relative", r"kernels/here is no absolute path"),
+        ("no home", r"~/.cache/optimkit is no absolute path"),
+        ("a relative home", r"~/.cache/optimkit is no absolute path"),
+        ("a relative XDG_CACHE_HOME", r"caches/optimkit is no absolute path"),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_folder_that_others_could_replace_is_not_used(folder, tmp_path, monkeypatch, trouble, message, strict, caplog):
+    monkeypatch.chdir(tmp_path)
+    path = str(folder)
+    if trouble == "a parent that others can write":
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open").chmod(0o777)
+        path = str(tmp_path / "open" / "cache")
+    elif trouble == "a parent of another user":
+        if os.getuid() != 0:
+            pytest.skip("only root gives folders away")
+        (tmp_path / "theirs").mkdir()
+        os.chown(tmp_path / "theirs", 12345, 12345)
+        path = str(tmp_path / "theirs" / "deep" / "cache")
+    elif trouble == "a link":
+        (tmp_path / "there").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "there")
+    elif trouble == "a parent that is a link into what others can write":
+        (tmp_path / "open" / "in").mkdir(parents=True)
+        (tmp_path / "open").chmod(0o777)
+        (tmp_path / "link").symlink_to(tmp_path / "open" / "in")
+        path = str(tmp_path / "link" / "cache")
+    elif trouble == "relative":
+        path = "kernels/here"
+    else:
+        path = ""
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", "" if trouble == "no home" else "here")
+        if "XDG" in trouble:
+            monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", path)
+    if strict:  # where warnings are errors, it is told to the logger
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cache.keep("a.o", b"code")
+        assert re.search(message, caplog.records[0].message)
+    else:
+        with pytest.warns(RuntimeWarning, match=message) as told:
+            cache.keep("a.o", b"code")
+        assert len(told) == 1
+    assert cache.kept("a.o") is None
+    assert not list(tmp_path.rglob("*.o"))
+
+
+@needs_owners
+def test_a_parent_that_the_own_group_can_write_is_trusted_where_nobody_else_is_in_it(folder, tmp_path, monkeypatch):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours").chmod(0o775)
+    monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path / "ours" / "cache"))
+    for private in (False, True):
+        cache._open_folder.cache_clear()
+        cache._warn_once.cache_clear()
+        monkeypatch.setattr(cache, "_is_private_group", lambda number, private=private: private)
+        assert bool(cache.folder_problem()) != private
+
+
+def test_a_folder_that_was_deleted_is_made_again(folder):
+    cache.keep("a.o", b"code")
+    (folder / "a.o").unlink()
+    folder.rmdir()
+    assert cache.kept("a.o") is None
+    cache.keep("a.o", b"code")
+    cache.keep("a.o", b"code")
+    assert cache.kept("a.o") == b"code"
+
+
+def test_what_was_not_used_for_longest_goes_where_there_is_too_much(folder, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_BYTES", 10 * (100 + 32))
+    for number in range(10):
+        cache.keep(f"{number}.o", bytes(100))
+        os.utime(folder / f"{number}.o", (1e9 + number,) * 2)
+    assert cache.kept("0.o") == bytes(100)  # used: the last to go
+    for number in range(10, 14):
+        cache.keep(f"{number}.o", bytes(100))
+    left = {int(path.stem) for path in folder.glob("*.o")}
+    assert left == {0, *range(5, 14)}

@@ -10,7 +10,6 @@ import optimkit
 from optimkit import info
 from optimkit.bench.neighbours import Neighbours, warning
 from optimkit.bench.options import Options
-from optimkit.engines import disk
 
 
 def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]:
@@ -51,7 +50,9 @@ def run(options: Options, show: Callable[[str], None] = print) -> dict[str, Any]
     if warning(found["neighbours"]):
         show(warning(found["neighbours"]))
     if options.json is not None:
-        if not disk.write_atomically(options.json, json.dumps(found, indent=1).encode()):
-            raise OSError(f"--json {options.json} could not be written")
+        try:
+            options.json.write_text(json.dumps(found, indent=1))
+        except OSError as error:
+            raise OSError(f"--json {options.json} could not be written: {error}") from error
         show(f"All numbers are in {options.json}")
     return found

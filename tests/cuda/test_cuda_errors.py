@@ -126,7 +126,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tmp_path.chmod(0o700)
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(cuda_compile, "_loaded", {})
-    assert cache.folder() == tmp_path
+    assert cache.folder().path == tmp_path
     return tmp_path
 
 
