@@ -8,7 +8,8 @@
 A scheduler counts its own steps, its epochs, and multiplies the optimizer's learning rate by a
 factor that is a closed form of the epoch. So several of them on one optimizer compose, lr = base *
 product of the factors; nothing drifts, and a resumed run has the rate of its epoch. `opt.lr` reads
-the product, `opt.lr = x` sets the base.
+the product; after `opt.lr = x` it reads x, and what schedulers do later acts on it. The factor of a scheduler that
+is dropped stays.
 """
 
 from __future__ import annotations
@@ -44,9 +45,13 @@ class LRScheduler:
         self._epoch = 0
         factor = self._checked_factor(0)
         self._factor = 1.0
-        self._key = optimizer._add_factor(self._factor)
+        self._key = optimizer._add_factor(self)
         self._set_factor(0, factor)
         self._last_lr = self.get_current_lr()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.optimizer._own_factor(self._key, self)
 
     def factor(self, epoch: int) -> float:
         """What the base rate is multiplied by at an epoch."""

@@ -73,7 +73,8 @@ def test_one_trace_and_one_compile_while_numbers_change_every_step(fresh_cache):
         opt.step(grads())
     opt.lr = schedules.exponential(0.1, 0.9)
     opt.step(grads())
-    opt.set(where="b", lr=0.5)  # another group: another row of the table
+    with pytest.warns(RuntimeWarning, match="the schedule .* of lr was replaced by a number"):
+        opt.set(where="b", lr=0.5)  # another group: another row of the table
     opt.step(grads())
     optimkit.lr_scheduler.StepLR(opt, 1, 0.5).step()
     opt.step({"W": grads()["W"]})

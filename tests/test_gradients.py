@@ -162,7 +162,8 @@ def test_a_step_in_a_step_is_refused():
         opt.step(gradients(0))
     assert_same(w, weights())
     assert opt.count == 0
-    opt.lr = 0.1
+    with pytest.warns(RuntimeWarning, match="the schedule .* of lr was replaced by a number"):
+        opt.lr = 0.1  # which calls no schedule
     assert opt.step(gradients(0)).applied
 
 

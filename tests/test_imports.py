@@ -32,6 +32,7 @@ ROOMS = [
     "schedules",
     "driver/optimizer",  # the face
     "driver/membership",
+    "driver/rates",
     "driver/hyperparameters",
     "driver/step",
     "driver/explain",

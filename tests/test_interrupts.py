@@ -113,7 +113,8 @@ def test_ctrl_c_before_the_first_pass_leaves_everything_as_it_was(engine):
     with pytest.raises(KeyboardInterrupt):
         opt.step(gradients())
     assert opt.count == 1
-    opt.lr = 1e-3
+    with pytest.warns(RuntimeWarning, match="replaced by a number"):
+        opt.lr = 1e-3
     for each in (opt, plain):
         each.step(gradients())
     np.testing.assert_array_equal(one["a"], two["a"])

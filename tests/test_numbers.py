@@ -141,7 +141,8 @@ def test_a_schedule_that_goes_wrong_writes_nothing(bad):
             opt.step(g)
     np.testing.assert_array_equal((w, opt.state["0"]["b"]), before)
     assert (opt.count, opt.state["0"].t) == (1, 1)
-    opt.lr = 1.0
+    with pytest.warns(RuntimeWarning, match="replaced by a number"):
+        opt.lr = 1.0
     opt.step(g)
     assert opt.state["0"].t == 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -99,7 +101,9 @@ class Twins:
 
     def set_rate(self):
         value = float(self.rng.choice([0.01, 0.3]))
-        self.both(f"lr = {value}", lambda opt, number: setattr(opt, "lr", value))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*was replaced by a number")
+            self.both(f"lr = {value}", lambda opt, number: setattr(opt, "lr", value))
 
     def rebind(self):
         name = self.name()

@@ -30,19 +30,23 @@ def test_a_schedule_sees_the_count_of_steps_from_zero_skipped_ones_too():
     assert w[0] == near(-1.0 - 1 / 3)
 
 
-def test_setting_the_rate_sets_the_base_and_replaces_a_schedule():
+def test_setting_the_rate_sets_what_is_read_and_replaces_a_schedule():
     params = {"a": np.zeros(1), "b": np.zeros(1)}
     opt = SGD(params, lr=lambda count: 0.5)
-    opt.set(where="b", lr=0.25)
+    with pytest.warns(RuntimeWarning, match="the schedule .* of lr was replaced by a number"):
+        opt.set(where="b", lr=0.25)
     assert opt.lr == [0.5, 0.25]
-    opt.lr = 0.1
+    with pytest.warns(RuntimeWarning, match="the schedule .* of lr was replaced by a number"):
+        opt.lr = 0.1
     assert opt.lr == 0.1
     scheduler = optimkit.lr_scheduler.ExponentialLR(opt, 0.5)
     scheduler.step()
     opt.lr = 1.0  # torch's schedulers would write their own rate over it
-    assert opt.lr == 0.5
+    assert opt.lr == 1.0
     opt.step({"a": np.ones(1)})
-    assert params["a"][0] == -0.5
+    assert params["a"][0] == -1.0
+    scheduler.step()
+    assert opt.lr == 0.5
 
 
 def test_numbers_stay_float64_until_they_meet_an_element():

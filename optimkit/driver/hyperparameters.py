@@ -1,12 +1,14 @@
 """The numbers and the structure of an optimizer, which may differ between its groups of parameters.
 
-A number is kept as it was set, a float or a schedule; what holds in a step is evaluated in that step. A
-scheduler multiplies the learning rate by a factor of its own, so that several compose.
+A number is kept as it was set, a float or a schedule; what holds in a step is evaluated in that step. Setting means what
+reading gives: what is read can be set, and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimkit.containers.param import Where
@@ -14,11 +16,12 @@ from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.run import Run
 from optimkit.rules.links import Transform
+from optimkit.rules.numbers import REQUIRED, shown
 from optimkit.rules.rule import Rule
 
 
 class Hyperparameters(Rule, base=True):
-    """Numbers and structure of all groups; `Membership` adds the parameters, `Optimizer` the step."""
+    """Numbers and structure of all groups; `Rates` adds what multiplies the learning rate, `Membership` the parameters."""
 
     _driver_fields: ClassVar[tuple[str, ...]] = ()
     if TYPE_CHECKING:
@@ -31,6 +34,12 @@ class Hyperparameters(Rule, base=True):
     @classmethod
     def validate(cls, rule: Any) -> None:
         """Check values against each other; raise ValueError with name and value."""
+
+    def __init_subclass__(cls, base: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(base=base, **kwargs)
+        for name in cls._own_structure():
+            default = getattr(cls, name, REQUIRED)
+            setattr(cls, name, _Structure(name, default))
 
     @classmethod
     def _own_structure(cls) -> tuple[str, ...]:
@@ -61,17 +70,29 @@ class Hyperparameters(Rule, base=True):
     def _current(self, group: Group, name: str) -> Any:
         """A number of a group as it is at this step."""
         value = group.values[name]
+        now: Any = None
         if isinstance(value, tuple):
-            return tuple(float(self._run.number(group, (0, name, position))) for position in range(len(value)))
-        return None if value is None else float(self._run.number(group, (0, name, None)))
+            now = tuple(float(self._run.number(group, (0, name, position))) for position in range(len(value)))
+        elif value is not None:
+            now = float(self._run.number(group, (0, name, None)))
+        group.read[name] = self._run.count, now
+        return now
 
     def _shown(self) -> dict[str, Any]:
         shown = super()._shown()
         for name in (*self._numbers, *self._own_structure()) if "_run" in self.__dict__ else ():
-            values = [group.values[name] for group in self._run.groups]
-            if name in shown or len(values) > 1:
+            values = [self._as_shown(group, name) for group in self._run.groups]
+            default = getattr(type(self), name)
+            if name in self._numbers or not all(type(value) is type(default) and value == default for value in values):
                 shown[name] = values[0] if all(value == values[0] for value in values) else values
+            else:
+                shown.pop(name, None)
         return shown
+
+    def _as_shown(self, group: Group, name: str) -> Any:
+        """A value of a group: a number as it is read, a schedule as it was set."""
+        value = group.values[name]
+        return self._current(group, name) if isinstance(value, float) and name in self._numbers else value
 
     # ---- setting
 
@@ -102,62 +123,119 @@ class Hyperparameters(Rule, base=True):
         """
         run = self._run
         with run.lock:
-            coerced = self._coerce_all(values, f"{type(self).__name__} has no hyperparameter {{!r}}; it has {{}}")
+            known = (*self._numbers, *self._own_structure())
+            for name in values:
+                if name not in known:
+                    raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; it has {', '.join(known)}")
             if where is None:
-                self._change(run.groups, coerced)
+                self._change(run.groups, values)
                 return
             run.refuse_in_step("set()")
             chosen = run.select(where)
-            for group in dict.fromkeys(entry.group for entry in chosen):
-                self.validate(Group({**group.values, **coerced}).rule(type(self)))
-            self._change(self._split_off(chosen), coerced)
+            groups = list(dict.fromkeys(entry.group for entry in chosen))
+            self._check(groups, [self._coerce_all(values)] * len(groups))
+            self._change(self._split_off(chosen), values, listed=False)
 
-    def _coerce_all(self, values: Mapping[str, Any], unknown: str) -> dict[str, Any]:
-        known = (*self._numbers, *self._own_structure())
-        for name in values:
-            if name not in known:
-                raise TypeError(unknown.format(name, ", ".join(known)))
+    def _coerce_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._coerce(name, value) for name, value in values.items()}
 
-    def _set_number(self, name: str, value: Any) -> None:
-        if "_run" not in self.__dict__:
-            super()._set_number(name, value)
-            return
-        with self._run.lock:
-            self._change(self._run.groups, {name: value})
-
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_run" in self.__dict__ and name in self._own_structure():
+        if "_run" in self.__dict__ and (name in self._numbers or name in self._own_structure()):
             with self._run.lock:
-                value = self._coerce(name, value)
                 self._change(self._run.groups, {name: value})
-                self.__dict__[name] = value
-            return
-        if "_run" in self.__dict__ and name in self._driver_fields:
+        elif "_run" in self.__dict__ and name in self._driver_fields:
             raise AttributeError(f"{type(self).__name__}.{name} is set when the optimizer is built")
-        super().__setattr__(name, value)
+        else:
+            super().__setattr__(name, value)
 
-    def _change(self, groups: list[Group], values: Mapping[str, Any]) -> None:
-        """Take over coerced values; all are checked against each other before any is taken."""
-        changed = [{**group.values, **values} for group in groups]
-        for each in changed:
-            self.validate(Group(each).rule(type(self)))
-        structure = any(name not in self._numbers for name in values)
+    def _change(self, groups: list[Group], values: Mapping[str, Any], listed: bool = True) -> None:
+        """Set values; all are checked, also against each other, before any is taken. `listed`: lists are by group."""
+        changes: list[dict[str, Any]] = [{} for _ in groups]
         for name, value in values.items():
-            structure = structure or any((group.values[name] is None) != (value is None) for group in groups)
+            for change, group, each in zip(changes, groups, self._for_groups(name, value, groups, listed), strict=True):
+                change.update(self._changed(group, name, each))
+        self._check(groups, changes)
+        structure = any(
+            name not in self._numbers or (group.values[name] is None) != (value is None)
+            for group, change in zip(groups, changes, strict=True)
+            for name, value in change.items()
+        )
         if structure:
             self._run.refuse_in_step("set()")
-        for group, each in zip(groups, changed, strict=True):
-            group.values.update(each)
+        ended = {name: old for group, change in zip(groups, changes, strict=True) for name, old in _schedules(group, change)}
+        for name, old in ended.items():
+            also = "; opt.scale_lr(factor) multiplies it, and lets it go on" if name == "lr" else ""
+            kind = type(self).__name__
+            told = f"{kind}: the schedule {shown(old)} of {name} was replaced by a number{also}"
+            warnings.warn(told, RuntimeWarning, stacklevel=4)
+        for group, change in zip(groups, changes, strict=True):
+            self._take(group, change)
         if structure:
             self._run.forget()
+
+    def _for_groups(self, name: str, value: Any, groups: list[Group], listed: bool) -> list[Any]:
+        """A value for each group: what is read of groups that differ is a list, and may be set."""
+        number = self._numbers.get(name)
+        own = listed and len(groups) > 1 and isinstance(value, list)
+        if not own or (number is not None and number.many and not all(isinstance(each, list | tuple) for each in value)):
+            return [self._coerce(name, value)] * len(groups)
+        if len(value) != len(groups):
+            what = f"{type(self).__name__}: {name} = {shown(value)}"
+            raise ValueError(f"{what} must be one value, or a list of {len(groups)}, one for each group")
+        return [self._coerce(name, each) for each in value]
+
+    def _changed(self, group: Group, name: str, value: Any) -> dict[str, Any]:
+        """What setting a value changes in a group: nothing, where it is what is read there."""
+        old = group.values[name]
+        if name not in self._numbers:
+            return {} if type(old) is type(value) and old == value else {name: value}
+        if value is old and (value is None or callable(value)):
+            return {}
+        current = self._as_read(group, name)
+        if isinstance(value, tuple) and isinstance(old, tuple):
+            current = current if isinstance(current, tuple) else old
+            kept = (was if was is new or now == new else new for was, now, new in zip(old, current, value, strict=True))
+            value = tuple(kept)
+            return {} if all(map(is_, value, old)) else {name: value}
+        return {} if not callable(value) and value is not None and value == current else {name: value}
+
+    def _as_read(self, group: Group, name: str) -> Any:
+        """What is read of a number now; None for a schedule that was not read in this step: setting calls none."""
+        value = group.values[name]
+        if not any(map(callable, value if isinstance(value, tuple) else (value,))):
+            return self._current(group, name)
+        count, now = group.read.get(name, (None, None))
+        return now if count == self._run.count else None
+
+    def _check(self, groups: list[Group], changes: Sequence[Mapping[str, Any]]) -> None:
+        """Raise unless values may be set."""
+        kind = type(self)
+        for group, change in zip(groups, changes, strict=True):
+            self.validate(Group({**group.values, **change}).rule(kind))
+            rate = change.get("lr")
+            if isinstance(rate, float) and not group.product:
+                raise ValueError(
+                    f"{kind.__name__}: lr = {rate!r} can't be set while a scheduler's factor is 0: what it multiplies is not "
+                    "known from it; use opt.scale_lr(factor), or set the rate before or after"
+                )
+
+    def _take(self, group: Group, change: Mapping[str, Any]) -> None:
+        group.values.update(change)
+        for name in change:
+            group.read.pop(name, None)
+        if "lr" in change:
+            group.set_rate(1.0, 1.0 if callable(change["lr"]) else group.product)
 
     # ---- groups
 
     def _make_group(self, own: Mapping[str, Any]) -> Group:
-        coerced = self._coerce_all(own, f"{type(self).__name__} has no hyperparameter {{!r}}; a group may set {{}}")
+        known = (*self._numbers, *self._own_structure())
+        for name in own:
+            if name not in known:
+                raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; a group may set {', '.join(known)}")
+        coerced = self._coerce_all(own)
         first = self._run.groups[0]
-        group = Group({**first.values, **coerced}, dict(first.factors))
+        group = Group({**first.values, **coerced}, dict(first.factors)) if "lr" in own else first.copied(coerced)
         self.validate(group.rule(type(self)))
         return group
 
@@ -171,7 +249,7 @@ class Hyperparameters(Rule, base=True):
             if len(inside) == sum(entry.group is group for entry in run.entries):
                 result.append(group)
                 continue
-            new = Group(dict(group.values), dict(group.factors))
+            new = group.copied({})
             for entry in inside:
                 entry.group = new
             run.groups.append(new)
@@ -179,23 +257,32 @@ class Hyperparameters(Rule, base=True):
         run.forget()
         return result
 
-    # ---- factors of the learning rate
 
-    def _add_factor(self, factor: float) -> int:
-        """Multiply the learning rate by a factor that a scheduler sets; its key for `_set_factor`.
+class _Structure:
+    """A field that is structure: what its groups have, a list where they differ."""
 
-        Keys count up, so they mean the same in a copy or a pickle.
-        """
-        with self._run.lock:
-            if "lr" not in self._numbers:
-                known = ", ".join(self._numbers)
-                raise TypeError(f"{type(self).__name__} has no number lr that could be scheduled; it has {known}")
-            key = 1 + max(self._run.groups[0].factors, default=-1)
-            self._set_factor(key, factor)
-            return key
+    def __init__(self, name: str, default: Any) -> None:
+        self.name, self.default = name, default
 
-    def _set_factor(self, key: int, factor: float) -> None:
-        """Set a factor of the learning rate in all groups; groups made later copy it."""
-        with self._run.lock:
-            for group in self._run.groups:
-                group.factors[key] = factor
+    def __get__(self, rule: Any, cls: type | None = None) -> Any:
+        if rule is None:
+            return self.default
+        own = rule.__dict__
+        if "_run" not in own:
+            if self.name not in own:
+                raise AttributeError(f"{type(rule).__name__} has no value for {self.name} yet")
+            return own[self.name]
+        values = [group.values[self.name] for group in own["_run"].groups]
+        return values[0] if all(value == values[0] for value in values) else values
+
+    def __set__(self, rule: Any, value: Any) -> None:
+        rule.__dict__[self.name] = value
+
+
+def _schedules(group: Group, change: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schedules that a change would end, by setting numbers."""
+    for name, value in change.items():
+        pairs = zip(group.values[name], value, strict=True) if isinstance(value, tuple) else ((group.values[name], value),)
+        for old, new in pairs if not isinstance(group.values[name], str) else ():
+            if callable(old) and isinstance(new, float):
+                yield name, old

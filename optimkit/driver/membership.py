@@ -5,20 +5,21 @@ Everything is checked before anything is changed; afterwards the driver sorts it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from optimkit.containers.param import Param, Where
-from optimkit.driver.hyperparameters import Hyperparameters
 from optimkit.driver.members import changes
 from optimkit.driver.members.replace import replace_array
+from optimkit.driver.rates import Rates
 from optimkit.driver.state.loading import load_state_dict
 from optimkit.driver.state.pickling import pack, unpack
 from optimkit.driver.state.saving import state_dict
 from optimkit.driver.state.views import StateView
 
 
-class Membership(Hyperparameters, base=True):
+class Membership(Rates, base=True):
     """Parameters and state of an optimizer; `Optimizer` adds the step."""
 
     def bind(self, params: Any) -> Any:
@@ -151,7 +152,23 @@ class Membership(Hyperparameters, base=True):
             If it does not fit; the message lists every difference, and nothing is changed.
         """
         with self._run.lock:
+            before = self._run.links
             load_state_dict(self._run, saved)
+            self._links_changed(dict(zip(map(id, before), self._run.links, strict=True)))
+
+    def _links_changed(self, now: Mapping[int, Any]) -> None:
+        """Links were replaced by others, by id: show these."""
+        own = self.__dict__
+        own["transforms"] = tuple(now[id(link)] for link in own["transforms"])
+        own["penalty"] = now.get(id(own["penalty"]))
+
+    def __copy__(self) -> Any:
+        """An optimizer of its own, over the same arrays, in the same containers."""
+        trees = [tree for root in self._run.roots for tree in root.trees()]
+        entries = self._run.entries
+        kept = [*(tree.source for tree in trees), *(entry.anchor for entry in entries), *(entry.param for entry in entries)]
+        kept += [entry.param.data for entry in entries]
+        return copy.deepcopy(self, {id(x): x for x in kept})
 
     def __getstate__(self) -> dict[str, Any]:
         fields = {name: self.__dict__[name] for name in (*self._numbers, *self._structure) if name in self.__dict__}

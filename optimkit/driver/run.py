@@ -76,6 +76,8 @@ class Run:
         The versions of the links' structure that the steps were made for.
     asked : dict
         What schedules gave in this step, by id.
+    owners : dict
+        The schedulers that live, by the keys of their factors.
     captured : list
         What CUDA graphs of this optimizer go on using.
     """
@@ -100,6 +102,7 @@ class Run:
     warm_tried: bool = False
     versions: int = 0
     asked: dict[int, Any] = field(default_factory=dict)
+    owners: dict[int, weakref.WeakSet[Any]] = field(default_factory=dict)
     captured: list[Any] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
 
@@ -160,6 +163,10 @@ class Run:
             return self.chain_of(self.groups[0])
         return self.chain_of(entry.group, entry.param, entry.name)
 
+    def shares(self, link: Transform) -> bool:
+        """Whether another optimizer has a link too."""
+        return any(other is not self and any(each is link for each in other.links) for other in list(_living))
+
     def chain_of(self, group: Group, param: Param | None = None, name: str | None = None) -> Chain:
         """The chain of a parameter with the values of a group; all links where there is no parameter."""
         return Chain.of(group.rule(self.kind), self.links, self.settings.conventions, param, name)
@@ -182,8 +189,8 @@ class Run:
             value = ask(value, count)
             if not arrays.is_traced(value):
                 value = coerce_number(what, value, rule._numbers[name].range_of(position))
-        for factor in group.factors.values() if index == 0 and name == "lr" else ():
-            value = value * factor
+        if index == 0 and name == "lr" and group.multiplier != 1.0:
+            value = value * group.multiplier
         return value
 
     def _ask_once(self, schedule: Any, count: int) -> Any:

@@ -296,9 +296,7 @@ class Oracle:
         if isinstance(value, tuple):
             return tuple(HostNumber(each(self.count) if callable(each) else each) for each in value)
         found = float(value(self.count) if callable(value) else value)
-        for factor in group.factors.values() if index == 0 and name == "lr" else ():
-            found *= factor
-        return HostNumber(found)
+        return HostNumber(found * group.multiplier if index == 0 and name == "lr" else found)
 
 
 def _start(slot: Slot, weight: np.ndarray) -> Any:

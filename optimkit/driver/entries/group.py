@@ -1,19 +1,76 @@
-"""A `Group`: values of the optimizer's fields, which some of the parameters share."""
+"""A `Group`: values of the optimizer's fields, which some of the parameters share.
+
+A rate of a group is `value * multiplier`, in which `value` is what was set, a float or a schedule:
+
+    multiplier = scale * (product of the schedulers' factors / that product when the value was set)
+
+so that what was set is what is read, to the bit, and what schedulers do later acts on it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from optimkit.rules.rule import Rule
 
+DROPPED = -1  # the key of the product of factors whose schedulers are no more
+
 
 @dataclass(eq=False, repr=False)
 class Group:
-    """Values of all fields of the optimizer, and the factors of the learning rate that schedulers set, by their key."""
+    """Values of all fields of the optimizer, and what the learning rate is multiplied by.
+
+    Attributes
+    ----------
+    factors : dict
+        Those that schedulers set, by their key.
+    scale : float
+        What a schedule was scaled by (`scale_lr`).
+    since : float
+        The product of the factors when the rate was set; 1 for one that was given when the group was made, or for a schedule.
+    read : dict
+        What was read of each number last, with the count of steps.
+    """
 
     values: dict[str, Any]
     factors: dict[int, float] = field(default_factory=dict)
+    scale: float = 1.0
+    since: float = 1.0
+    read: dict[str, tuple[int, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._multiply()
+
+    def _multiply(self) -> None:
+        self.multiplier = self.scale * (self.product / self.since)
+
+    @property
+    def product(self) -> float:
+        """Of the schedulers' factors."""
+        return float(math.prod(self.factors.values()))
+
+    def copied(self, values: Mapping[str, Any]) -> Group:
+        """Another group, with some values of its own."""
+        return Group({**self.values, **values}, dict(self.factors), self.scale, self.since)
+
+    def set_factor(self, key: int, factor: float) -> None:
+        """Set what a scheduler multiplies the rate by."""
+        self.factors[key] = factor
+        self._multiply()
+
+    def set_rate(self, scale: float, since: float) -> None:
+        """The rate was set, or scaled."""
+        self.scale, self.since = scale, since
+        self._multiply()
+
+    def drop(self, keys: list[int]) -> None:
+        """Keep the factors of schedulers that are no more as one."""
+        dropped = math.prod(self.factors.pop(key) for key in keys)
+        self.factors = {DROPPED: self.factors.pop(DROPPED, 1.0) * dropped, **self.factors}
+        self._multiply()
 
     def rule(self, kind: type[Rule]) -> Any:
         """A rule with this group's values: no parameters, no driver."""

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +19,7 @@ from optimkit.driver.entries.group import Group
 from optimkit.driver.run import Run
 from optimkit.driver.state.saving import FORMAT
 from optimkit.driver.state.views import SlotView, StateView
+from optimkit.rules.links import Transform
 
 _PARTS = {"format": int, "optimizer": str, "count": int, "groups": list, "links": list, "shared": Mapping, "state": Mapping}
 _OF_GROUP = {"params": list, "numbers": Mapping, "structure": Mapping}
@@ -43,18 +47,35 @@ def load_state_dict(run: Run, saved: Any) -> None:
         for slot, value in part["slots"].items():
             view._entry.set_value(view.key(slot), value)
         view._entry.t, view._entry.frozen = int(part["t"]), bool(part["frozen"])
-    for link, own in zip(run.links, saved["links"], strict=True):
+    for place, own in enumerate(saved["links"]):
+        link = run.links[place]
         for name, value in _restored(link.__dict__, own, link).items():
-            link._set_number(name, value)
+            if value != link.__dict__[name]:
+                link = _own_link(run, place)
+                link._set_number(name, value)
     for name, value in saved["shared"].items():
         state.shared[name][...] = value
     run.count = int(saved["count"])
 
 
+def _own_link(run: Run, place: int) -> Transform:
+    """A link whose numbers may be set: another optimizer that has it goes on with them as they are."""
+    link = run.links[place]
+    if run.shares(link):
+        run.links = [*run.links[:place], copy.copy(link), *run.links[place + 1 :]]
+        warnings.warn(
+            f"{link!r} is shared with another optimizer, which keeps its numbers; the one that was loaded has a copy of it "
+            "from now on, in its .transforms or .penalty",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return run.links[place]
+
+
 def _make_group(run: Run, own: Mapping[str, Any]) -> Group:
     """A group as it was saved; schedules, structure and schedulers' factors are those of here."""
     here = _group_of(run, own["params"]) or run.groups[0]
-    return Group({**here.values, **_restored(here.values, own, run.kind)}, dict(here.factors))
+    return Group({**here.values, **_restored(here.values, own, run.kind)}, dict(here.factors), *own.get("rate", (1.0, 1.0)))
 
 
 def _group_of(run: Run, names: Any) -> Group | None:
@@ -127,6 +148,7 @@ def _malformed(saved: Any) -> list[str]:
         if not all(_has(each, needed) for each in saved[part]):
             kinds = ", ".join("dict" if kind is Mapping else kind.__name__ for kind in needed.values())
             problems.append(f"its {part!r} are no list of dicts with {', '.join(needed)}: {kinds}")
+    problems += [f"its groups have a rate of {own['rate']!r}" for own in saved["groups"] if not problems and not _is_rate(own)]
     if not problems:
         params = [name for own in saved["groups"] for name in own["params"]]
         problems += [f"its groups name a parameter {name!r}, which is no str" for name in params if not isinstance(name, str)]
@@ -150,6 +172,13 @@ def _malformed(saved: Any) -> list[str]:
 
 def _has(part: Any, needed: Mapping[str, type]) -> bool:
     return isinstance(part, Mapping) and all(isinstance(part.get(name), kind) for name, kind in needed.items())
+
+
+def _is_rate(own: Mapping[str, Any]) -> bool:
+    """Whether what a group's rate is multiplied by, and divided by, is there, or nothing is."""
+    rate = own.get("rate", [1.0, 1.0])
+    fits = isinstance(rate, list | tuple) and len(rate) == 2 and all(isinstance(each, float) for each in rate)
+    return fits and 0 <= rate[0] < math.inf and 0 < rate[1] < math.inf
 
 
 def _is_count(t: Any) -> bool:

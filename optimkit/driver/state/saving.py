@@ -26,6 +26,7 @@ def state_dict(run: Run) -> dict[str, Any]:
                 "params": [entry.name for entry in run.entries if entry.group is group],
                 "numbers": _numbers(group.values, run.kind),
                 "structure": _structure(group.values, run.kind),
+                "rate": [group.scale, group.since],
             }
             for group in run.groups
         ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from operator import getitem, is_
+from operator import attrgetter, getitem, is_
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from optimkit.driver.entries.group import Group
 from optimkit.rules.chain import Chain
 
 Value = Callable[[Group, Hashable], float]
+_multiplier = attrgetter("multiplier")
 
 
 class Numbers:
@@ -31,9 +32,8 @@ class Numbers:
                 values = group.values if index == 0 else links[index].__dict__
                 places.setdefault((id(values), name), (values, name))
         self.values, self.names = [each[0] for each in places.values()], [each[1] for each in places.values()]
-        self.factors = [group.factors for group in groups]
         self.seen: list[Any] = []
-        self.seen_factors: list[dict[int, float]] = []
+        self.seen_multipliers: list[float] = []
         self.scheduled = True
 
     def refresh(self, value: Value) -> None:
@@ -45,18 +45,16 @@ class Numbers:
             If a number is out of range, or becomes 0 or infinite in the dtype in which weights are computed; nothing is taken
             over then.
         """
-        now = list(map(getitem, self.values, self.names))
-        if not self.scheduled and self.factors == self.seen_factors and all(map(is_, now, self.seen)):
+        now, multipliers = list(map(getitem, self.values, self.names)), list(map(_multiplier, self.groups))
+        if not self.scheduled and multipliers == self.seen_multipliers and all(map(is_, now, self.seen)):
             return
-        factors = [dict(each) for each in self.factors]
         found = [[value(group, key) for key in self.keys] for group in self.groups]
         self._check(found)
         self.scheduled = True  # read again, should this be interrupted
         self.table[:, : len(self.keys)] = found
         self.version += 1
         self.scheduled = any(map(callable, _flat(now)))
-        self.seen, self.seen_factors = now, factors
-
+        self.seen, self.seen_multipliers = now, multipliers
 
     def _check(self, found: list[list[float]]) -> None:
         """Raise where a number is lost in the dtype in which weights are computed: an eps of 0 divides by 0."""
