@@ -156,7 +156,7 @@ class Hyperparameters(Rule, base=True):
                 change.update(self._changed(group, name, each))
         self._check(groups, changes)
         structure = any(
-            name not in self._numbers or (group.values[name] is None) != (value is None)
+            name not in self._numbers or name in self._starts or (group.values[name] is None) != (value is None)
             for group, change in zip(groups, changes, strict=True)
             for name, value in change.items()
         )

@@ -27,7 +27,7 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.underway import Underway
-from optimkit.driver.steps.uniforms import Shared
+from optimkit.driver.steps.uniforms import SharedSlots
 from optimkit.driver.steps.warm import WarmStep
 from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform, check_where
@@ -56,7 +56,7 @@ class Run:
         Its links: those of a preset, transforms, penalty.
     groups, entries, roots
         Groups of values, parameters, and the containers that these stand in.
-    shared : dict
+    shared : SharedSlots
         The slots that the optimizer has once, by key.
     counted : array
         How often `step` was called, (1,) int64: compiled code counts there too. `count` is its value.
@@ -88,7 +88,7 @@ class Run:
     groups: list[Group]
     entries: list[Entry] = field(default_factory=list)
     roots: list[Tree] = field(default_factory=list)
-    shared: Shared = field(default_factory=dict)
+    shared: SharedSlots = field(default_factory=SharedSlots)
     counted: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     ever: bool = False
     passed: bool = False
@@ -226,6 +226,7 @@ class Run:
         if self.steps is None:
             settings = self.settings
             exchange = Exchange(len(self.entries))
+            self.ensure_shared()
             steps = Steps(self.build_buckets(), exchange, self.shared, settings.nonfinite, settings.capturable)
             if self.captured:
                 warnings.warn(
@@ -292,6 +293,10 @@ class Run:
         """What to set, at once, so that gradients and containers are looked at anew in the next step."""
         seen = {} if self.gradients is None else {"ever": self.gradients.ever, "passed": self.gradients.passed}
         return {"gradients": None, "watch": None, "warm": None, "warm_tried": False, **seen}
+
+    def ensure_shared(self) -> None:
+        """Make the slots that the optimizer has once."""
+        self.shared.ensure(self.chain().slots(), fresh=not self.count)
 
     def show_slots(self) -> None:
         """The caller has views of slots: a gradient, or a weight, can share memory with them from now on."""

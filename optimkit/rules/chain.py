@@ -69,7 +69,7 @@ class Chain(NamedTuple):
         """All slots of the chain, checked."""
         found: dict[SlotKey, Slot] = {}
         for index, rule in self.rules:
-            declared = rule.slots()
+            declared = rule._ask_slots()
             if not isinstance(declared, Mapping):
                 raise TypeError(f"{type(rule).__name__}.slots() = {declared!r} must be a dict, such as {{'m': zeros}}")
             for name, slot in declared.items():

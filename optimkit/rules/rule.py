@@ -52,6 +52,7 @@ class Rule:
     _numbers: ClassVar[dict[str, Number]] = {}
     _structure: ClassVar[tuple[str, ...]] = ()
     _flags: ClassVar[frozenset[str]] = frozenset()
+    _starts: ClassVar[frozenset[str]] = frozenset()  # the numbers that slots start from
     _reserved: ClassVar[frozenset[str]] = frozenset({"slots", "elementwise", "t"})  # names that fields can't have
 
     def __init_subclass__(cls, base: bool = False, **kwargs: Any) -> None:
@@ -80,6 +81,16 @@ class Rule:
     def slots(self) -> dict[str, Slot]:
         """The state of the rule: names and kinds. None by default."""
         return {}
+
+    def _ask_slots(self) -> Any:
+        """What `slots` gives; the numbers that it reads say how slots start, and are remembered for the class."""
+        read = self.__dict__["_read"] = set[str]()
+        try:
+            return self.slots()
+        finally:
+            self.__dict__.pop("_read", None)
+            if not read <= type(self)._starts:
+                type(self)._starts = type(self)._starts | read
 
     def _hooks(self) -> tuple[str, ...]:
         """The methods that compute, as far as the rule has them."""
@@ -122,13 +133,16 @@ class Rule:
         self.__dict__["_version"] = self.__dict__.get("_version", 0) + 1
 
     def _get_number(self, name: str) -> Any:
+        if "_read" in self.__dict__:
+            self.__dict__["_read"].add(name)
         try:
             return self.__dict__[name]
         except KeyError:
             raise AttributeError(f"{type(self).__name__} has no value for {name} yet") from None
 
     def _set_number(self, name: str, value: Any) -> None:
-        if (self.__dict__.get(name) is None) != (value is None) or isinstance(self.__dict__.get(name), Follow):
+        before = self.__dict__.get(name)
+        if (before is None) != (value is None) or isinstance(before, Follow) or name in self._starts:
             self._structure_changed()
         self.__dict__[name] = value
 

@@ -33,6 +33,7 @@ class Entry:
     frozen: bool = False
     slots: dict[SlotKey, Any] = field(default_factory=dict)
     uniforms: dict[SlotKey, np.ndarray] = field(default_factory=dict)
+    starts: dict[SlotKey, float] = field(default_factory=dict)  # of slots that were not updated yet: what they start as
     order: MemoryOrder = field(init=False)
     view: Any = field(init=False)
     taken: Any = field(init=False)  # the Param's array when it was last looked at
@@ -111,12 +112,22 @@ class Entry:
     # ---- state
 
     def ensure_slots(self, declared: Mapping[SlotKey, Slot]) -> None:
-        """Make the state that is declared and that this entry does not have yet."""
+        """Make the state that is declared and that this entry does not have yet.
+
+        Until its first update a slot starts as it is declared now, whether or not it was looked at; one that was filled stays.
+        """
         for key, slot in declared.items():
-            if slot.extent == "parameter":
-                self.uniforms.setdefault(key, np.full((), slot.value))
-            elif slot.extent == "element" and key not in self.slots:
-                self.slots[key] = self.make_flat(slot)
+            if slot.extent == "optimizer":
+                continue
+            found: dict[SlotKey, Any] = self.uniforms if slot.extent == "parameter" else self.slots
+            if key not in found:
+                found[key] = np.full((), slot.value) if slot.extent == "parameter" else self.make_flat(slot)
+            elif self.t == 0 and self._starts_otherwise(key, slot) and (arrays.to_numpy(found[key]) == self.starts[key]).all():
+                found[key][...] = slot.value
+            self.starts[key] = slot.value
+
+    def _starts_otherwise(self, key: SlotKey, slot: Slot) -> bool:
+        return key in self.starts and self.starts[key] != slot.value
 
     def make_flat(self, slot: Slot) -> Any:
         """An array for a slot, as it starts: flat, in memory order."""

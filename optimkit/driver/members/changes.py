@@ -67,6 +67,7 @@ def reset(run: Run, where: Where) -> None:
         constant = {key for key, slot in run.chain(entry).slots().items() if slot.is_constant}
         entry.slots = {key: value for key, value in entry.slots.items() if key in constant}
         entry.uniforms.clear()
+        entry.starts.clear()
         entry.t = 0
     if where is None:
         run.shared.clear()

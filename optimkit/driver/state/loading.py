@@ -46,6 +46,7 @@ def load_state_dict(run: Run, saved: Any) -> None:
         part = saved["state"][name]
         for slot, value in part["slots"].items():
             view._entry.set_value(view.key(slot), value)
+        view._entry.starts.clear()
         view._entry.t, view._entry.frozen = int(part["t"]), bool(part["frozen"])
     for place, own in enumerate(saved["links"]):
         link = run.links[place]
@@ -55,6 +56,7 @@ def load_state_dict(run: Run, saved: Any) -> None:
                 link._set_number(name, value)
     for name, value in saved["shared"].items():
         state.shared[name][...] = value
+    run.shared.starts.clear()
     run.count = int(saved["count"])
 
 

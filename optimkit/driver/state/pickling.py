@@ -26,6 +26,7 @@ def pack(run: Run) -> dict[str, Any]:
             "t": entry.t,
             "frozen": entry.frozen,
             "slots": {key: np.array(arrays.to_numpy(entry.value(key))) for key in entry.slots},
+            "starts": entry.starts,
             "uniforms": {key: value.copy() for key, value in entry.uniforms.items()},
         }
         for entry in run.entries
@@ -36,7 +37,7 @@ def pack(run: Run) -> dict[str, Any]:
 def unpack(packed: dict[str, Any]) -> Run:
     """The other half of `pack`. Our own arrays are copied: a pickle whose buffers lie elsewhere has read-only ones."""
     entries = []
-    own_arrays = {"counted": packed["counted"].copy(), "shared": {key: value.copy() for key, value in packed["shared"].items()}}
+    own_arrays = {"counted": packed["counted"].copy(), "shared": packed["shared"].copied()}
     for own in packed["entries"]:
         entry = Entry(**{**own, "slots": {}, "uniforms": {key: value.copy() for key, value in own["uniforms"].items()}})
         for key, value in own["slots"].items():

@@ -7,7 +7,6 @@ from typing import Any
 
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.run import Run
-from optimkit.driver.steps.uniforms import ensure_shared
 from optimkit.rules.chain import SlotKey
 
 
@@ -61,7 +60,7 @@ class StateView(Mapping[str, SlotView]):
     def shared(self) -> dict[str, Any]:
         """The slots that the optimizer has once, 0-d float64 arrays."""
         chain = self._run.chain()
-        ensure_shared(self._run.shared, chain.slots())
+        self._run.ensure_shared()
         self._run.show_slots()
         return {chain.slot_label(key): value[...] for key, value in self._run.shared.items()}
 

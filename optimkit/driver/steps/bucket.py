@@ -49,12 +49,16 @@ class Bucket:
         self._lent: list[Member] = []  # members that hold a gradient, until the step ends
 
     def _make_members(self) -> list[Member]:
-        declared = self.chain.slots()
-        own = {key: slot for key, slot in declared.items() if slot.extent == "element"}
-        _share_slots(self.entries, own)
+        own = {key: slot for key, slot in self.chain.slots().items() if slot.extent == "element"}
+        starts: dict[Group, Mapping[SlotKey, Slot]] = {}  # a slot may start from a number, which groups have for themselves
+        for entry in self.entries:
+            if entry.group not in starts:
+                rule = entry.group.rule(type(self.chain.optimizer))
+                starts[entry.group] = self.chain._replace(optimizer=rule).slots()
+        _share_slots(self.entries, own, starts)
         members = []
         for entry in self.entries:
-            entry.ensure_slots(declared)
+            entry.ensure_slots(starts[entry.group])
             found: dict[Hashable, Any] = {WEIGHT: entry.in_order(entry.view)}
             for key, slot in own.items():
                 kind = "input" if slot.is_constant else "slot"
@@ -179,7 +183,9 @@ class Bucket:
             entry.t = t
 
 
-def _share_slots(entries: Sequence[Entry], slots: Mapping[SlotKey, Slot]) -> None:
+def _share_slots(
+    entries: Sequence[Entry], slots: Mapping[SlotKey, Slot], starts: Mapping[Group, Mapping[SlotKey, Slot]]
+) -> None:
     """Make the slots of small parameters side by side, one array for each slot.
 
     A step over a thousand small parameters then walks through memory in order: a tenth less time (measured).
@@ -191,6 +197,8 @@ def _share_slots(entries: Sequence[Entry], slots: Mapping[SlotKey, Slot]) -> Non
             continue
         stops = np.cumsum([-(-entry.param.size // LINE) * LINE for entry in new])
         dtype = new[0].dtype.of_slot(slot.is_real)
-        shared = np.full(stops[-1], slot.value, dtype) if slot.value else np.zeros(stops[-1], dtype)
+        shared = np.zeros(stops[-1], dtype)
         for entry, start in zip(new, [0, *stops.tolist()[:-1]], strict=True):
-            entry.slots[key] = shared[start : start + entry.param.size]
+            own = entry.slots[key] = shared[start : start + entry.param.size]
+            if starts[entry.group][key].value:
+                own[...] = starts[entry.group][key].value

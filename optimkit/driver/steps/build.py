@@ -12,7 +12,7 @@ from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.device import DeviceSteps
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.host import HostSteps
-from optimkit.driver.steps.uniforms import Shared, ensure_shared
+from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines.choose import choose, compiled_step
 from optimkit.engines.protocol import Engine
 from optimkit.fusion.stages import total_rounds
@@ -77,7 +77,7 @@ class Steps:
     exchange : Exchange
         Where totals over all parameters are formed.
     shared : dict
-        The slots that the optimizer has once; they are made here where they are not there yet.
+        The slots that the optimizer has once.
 
     Raises
     ------
@@ -88,8 +88,6 @@ class Steps:
 
     def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str, capturable: bool) -> None:
         self.buckets = list(buckets)
-        for bucket in buckets:
-            ensure_shared(shared, bucket.chain.slots())
         on_host = [bucket for bucket in buckets if not bucket.engine.on_device]
         on_device = [bucket for bucket in buckets if bucket.engine.on_device]
         if capturable:

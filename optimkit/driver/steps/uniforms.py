@@ -19,11 +19,30 @@ from optimkit.rules.slots import Slot
 Shared = dict[SlotKey, np.ndarray]
 
 
-def ensure_shared(shared: Shared, declared: Mapping[SlotKey, Slot]) -> None:
-    """Make the slots that an optimizer has once, where they are declared and not there yet."""
-    for key, slot in declared.items():
-        if slot.extent == "optimizer":
-            shared.setdefault(key, np.full((), slot.value))
+class SharedSlots(dict[SlotKey, Any]):
+    """The slots that an optimizer has once, 0-d float64 arrays, and what those not updated yet started from."""
+
+    def __init__(self, values: Mapping[SlotKey, Any] | None = None, starts: Mapping[SlotKey, float] | None = None) -> None:
+        super().__init__(values or {})
+        self.starts = dict(starts or {})
+
+    def ensure(self, declared: Mapping[SlotKey, Slot], fresh: bool) -> None:
+        """Make those that are declared and not there yet; those of an optimizer that took no step start as they are now."""
+        for key, slot in declared.items():
+            if slot.extent != "optimizer":
+                continue
+            if key not in self:
+                self[key] = np.full((), slot.value)
+            elif fresh and self.starts.get(key, slot.value) != slot.value and self[key] == self.starts[key]:
+                self[key][...] = slot.value
+            self.starts[key] = slot.value
+
+    def copied(self) -> SharedSlots:
+        """The same, in arrays of their own."""
+        return SharedSlots({key: value.copy() for key, value in self.items()}, self.starts)
+
+    def __reduce__(self) -> Any:
+        return SharedSlots, (dict(self), self.starts)
 
 
 class Uniforms:
