@@ -92,9 +92,9 @@ class Mirror:
         if len(self.roots) == 1:
             _match(self.roots[0], grads, found)
         elif isinstance(grads, dict):
-            branches = {key: branch for root in self.roots for key, branch in root.branches.items() if root.kind == "dict"}
             by_name = {leaf.name: Tree("leaf", None, {}, leaf) for root in self.roots for leaf in root.leaves()}
-            _match(Tree("dict", None, {**by_name, **branches}), grads, found)
+            merged = _merged([root for root in self.roots if root.kind == "dict"])
+            _match(Tree("dict", None, {**by_name, **merged.branches}, removed=merged.removed), grads, found)
         elif isinstance(grads, list | tuple) and len(grads) == len(self.roots):
             for root, group in zip(self.roots, grads, strict=True):
                 _match(root, _of_group(group), found)
@@ -104,6 +104,22 @@ class Mirror:
                 "or a dict by parameter name"
             )
         return found
+
+
+def _merged(trees: Sequence[Tree]) -> Tree:
+    """Dicts of several groups as one: {"enc": {"W": ...}} and {"enc": {"b": ...}} share a key."""
+    if len(trees) == 1:
+        return trees[0]
+    below: dict[Any, list[Tree]] = {}
+    for tree in trees:
+        for key, branch in tree.branches.items():
+            below.setdefault(key, []).append(branch)
+    for key, branches in below.items():
+        if len(branches) > 1 and any(branch.kind != "dict" for branch in branches):
+            kinds = " and ".join(f"a {branch.kind}" for branch in branches)
+            raise ValueError(f"groups share the key {key!r}, {kinds}; pass a list of gradient containers, one for each group")
+    removed = {key for tree in trees for key in tree.removed}
+    return Tree("dict", None, {key: _merged(branches) for key, branches in below.items()}, removed=removed)
 
 
 def _of_group(group: Any) -> Any:
@@ -144,6 +160,14 @@ def _gradient_of(x: Any) -> Any:
     raise TypeError(f"a gradient is {arrays.describe(x)}, not an array")
 
 
+def _put(found: dict[str, Any], name: str, gradient: Any) -> None:
+    """Note the gradient of a parameter, which may be named in one place alone."""
+    if gradient is not None and found.get(name) is not None:
+        raise ValueError(f"the gradient of {name!r} is there twice, by its place and by its name; pass it once")
+    if gradient is not None or name not in found:
+        found[name] = gradient
+
+
 def _match(tree: Tree, grads: Any, found: dict[str, Any], name: str = "") -> None:
     """Fill `found` (name to gradient) from gradients that mirror the parameters.
 
@@ -159,9 +183,10 @@ def _match(tree: Tree, grads: Any, found: dict[str, Any], name: str = "") -> Non
             elif not isinstance(grads, Mapping) and len(grads) == 1 and not name:
                 grads = grads[0]
         try:
-            found[tree.leaf.name] = _gradient_of(grads)
+            gradient = _gradient_of(grads)
         except TypeError as error:
             raise TypeError(f"gradient of {tree.leaf.name!r}: {error}") from None
+        _put(found, tree.leaf.name, gradient)
         return
     if isinstance(grads, str | bytes | Set | bool | int | float) or arrays.is_array(grads):
         raise TypeError(f"gradients{f' of {name!r}' if name else ''} are {arrays.describe(grads)}; mirror the parameters")
@@ -190,9 +215,10 @@ def _match_mapping(tree: Tree, grads: Mapping[Any, Any], found: dict[str, Any], 
             continue
         elif isinstance(key, str) and key in by_name:
             try:
-                found[key] = _gradient_of(value)
+                gradient = _gradient_of(value)
             except TypeError as error:
                 raise TypeError(f"gradient of {key!r}: {error}") from None
+            _put(found, key, gradient)
         else:
             known = ", ".join(map(str, tree.branches))
             raise KeyError(f"gradients have {key!r}, but there is no such parameter; there are {known}")

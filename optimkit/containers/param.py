@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -168,11 +168,13 @@ def check_gradient(name: str, param: Param, gradient: Any) -> None:
     arrays.check_readable(what, gradient, arrays.DTYPES[param.dtype].gradients)
 
 
-def matches(where: Where, param: Param, name: str | None = None) -> bool:
-    """Whether a glob on names, or a predicate, selects a parameter; None selects all.
+def matches(where: Where, param: Param, name: str, names: Container[str] = ()) -> bool:
+    """Whether a name, a glob on names, or a predicate selects a parameter; None selects all.
 
-    `name` is how an optimizer calls it, where that may differ from `param.name`.
+    `name` is how its optimizer calls it, `names` are all that this has: one of them is that parameter, and no glob.
     """
     if where is None:
         return True
-    return bool(where(param)) if callable(where) else fnmatchcase(name or param.name or "", where)
+    if callable(where):
+        return bool(where(param))
+    return name == where if where in names else fnmatchcase(name, where)

@@ -54,6 +54,7 @@ class Tree:
             yield from branch.trees()
 
 
+DEEPEST = 100  # containers within each other
 _METHODS = ("named_parameters", "parameters", "params")
 
 
@@ -72,19 +73,28 @@ def data_of(x: Any) -> Any:
     return x if arrays.is_array(x) else x.data
 
 
-def read_tree(source: Any, name: str = "", keyed: bool = False) -> Tree:
+def read_tree(source: Any, name: str = "", keyed: bool = False, above: tuple[int, ...] = ()) -> Tree:
     """Walk a container of parameters; `keyed` says that it stands at a key of a dict, which names it.
 
     Raises
     ------
     TypeError
         If something in it is no parameter; the message names its place.
+    ValueError
+        If it contains itself, or is nested too deeply. `above` are the containers that it is in, by id.
     """
     if is_leaf(source):
         own = source.given_name if isinstance(source, Param) and not keyed else None
         return Tree("leaf", source, {}, Leaf(own or name or "0", source), name)
     source = settled(source)
-    branches = {key: read_tree(each, join(name, key), isinstance(key, str)) for key, each in list_items(source, name)}
+    if id(source) in above:
+        raise ValueError(f"parameters at {name!r}: this {type(source).__name__} contains itself")
+    if len(above) == DEEPEST:
+        raise ValueError(f"parameters at {name[:60]!r}...: containers are nested more than {DEEPEST} deep")
+    inside = (*above, id(source))
+    branches = {
+        key: read_tree(each, join(name, key), isinstance(key, str), inside) for key, each in list_items(source, name)
+    }
     return Tree(kind_of(source), source, branches, None, name)
 
 
@@ -104,8 +114,13 @@ def kind_of(source: Any) -> str:
     return "dict" if isinstance(source, Mapping) else "list" if isinstance(source, Sequence) else "object"
 
 
-def items_at(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
-    """What reads the items of a container at these keys, in one call that is not Python's."""
+def items_at(keys: Sequence[Any], container: Any = None) -> Callable[[Any], Sequence[Any]]:
+    """What reads the items of a container at these keys, in one call that is not Python's.
+
+    A `container` that makes what is missing, such as a defaultdict, is asked so that it makes nothing.
+    """
+    if hasattr(type(container), "__missing__"):
+        return lambda container: list(map(container.get, keys))
     if len(keys) == 1:
         (key,) = keys
         return lambda container: (container[key],)

@@ -64,7 +64,11 @@ class Hyperparameters(Rule, base=True):
         run: Run | None = self.__dict__.get("_run")
         if run is None:
             return super()._get_number(name)
-        values = [self._current(group, name) for group in run.groups]
+        try:
+            values = [self._current(group, name) for group in run.groups]
+        except AttributeError as error:  # Python would take the number for one that is not there
+            what = f"{type(self).__name__}: {name}, given by a schedule, could not be read"
+            raise RuntimeError(f"{what}: AttributeError: {error}") from error
         return values[0] if all(value == values[0] for value in values) else values
 
     def _current(self, group: Group, name: str) -> Any:
@@ -170,6 +174,8 @@ class Hyperparameters(Rule, base=True):
             warnings.warn(told, RuntimeWarning, stacklevel=4)
         for group, change in zip(groups, changes, strict=True):
             self._take(group, change)
+        if groups is self._run.groups and self._run.first not in groups:  # no parameter has it: what comes is as the others
+            self._take(self._run.first, changes[0])
         if structure:
             self._run.forget()
 
@@ -234,7 +240,7 @@ class Hyperparameters(Rule, base=True):
             if name not in known:
                 raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; a group may set {', '.join(known)}")
         coerced = self._coerce_all(own)
-        first = self._run.groups[0]
+        first = self._run.first
         group = Group({**first.values, **coerced}, dict(first.factors)) if "lr" in own else first.copied(coerced)
         self.validate(group.rule(type(self)))
         return group

@@ -75,7 +75,7 @@ class Optimizer(Membership, base=True):
         links = (*self.links(), *self.transforms, *penalties)
         first = Group({name: self.__dict__[name] for name in (*self._numbers, *self._own_structure())})
         settings = Settings(Conventions(self.maximize), self.nonfinite, self.engine, self.capturable)
-        self.__dict__["_run"] = Run(type(self), settings, links, [first])
+        self.__dict__["_run"] = Run(type(self), settings, links, [first], first)
         self.validate(first.rule(type(self)))
         if params is not None:
             self.bind(params)

@@ -48,11 +48,11 @@ class Rates(Hyperparameters, base=True):
             if callable(factor):
                 raise ValueError(f"{kind}: factor = {shown(factor)} must be a number")
             values: list[Any] = []
-            for group in run.groups:
+            for group in run.all_groups:
                 schedule = callable(group.values["lr"])
                 rate = group.multiplier if schedule else self._current(group, "lr")
                 values.append(coerce_number(f"{kind}: lr, scaled by {factor!r},", rate * factor, number.range_of(None)))
-            for group, value in zip(run.groups, values, strict=True):
+            for group, value in zip(run.all_groups, values, strict=True):
                 if callable(group.values["lr"]):
                     group.set_rate(group.scale * factor, group.since)
                 elif group.product:
@@ -74,11 +74,11 @@ class Rates(Hyperparameters, base=True):
             self._require_rate("scheduled")
             run = self._run
             gone = [key for key, owners in run.owners.items() if not owners]
-            for group in run.groups if gone else ():
+            for group in run.all_groups if gone else ():
                 group.drop(gone)
             for key in gone:
                 del run.owners[key]
-            key = 1 + max(run.groups[0].factors, default=-1)
+            key = 1 + max(run.first.factors, default=-1)
             self._own_factor(key, owner)
             self._set_factor(key, 1.0)
             return key
@@ -90,5 +90,5 @@ class Rates(Hyperparameters, base=True):
     def _set_factor(self, key: int, factor: float) -> None:
         """Set a factor of the learning rate in all groups; groups made later copy it."""
         with self._run.lock:
-            for group in self._run.groups:
+            for group in self._run.all_groups:
                 group.set_factor(key, factor)

@@ -10,17 +10,20 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from optimkit import arrays
-from optimkit.containers.param import Param, Where, matches
+from optimkit.containers.param import Param, Where
 from optimkit.containers.tree import Tree, data_of
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
+from optimkit.driver.entries.selection import check_links, select
+from optimkit.driver.entries.slots import called
 from optimkit.driver.gradients.collect import Gradients
 from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
@@ -30,7 +33,7 @@ from optimkit.driver.steps.underway import Underway
 from optimkit.driver.steps.uniforms import SharedSlots
 from optimkit.driver.steps.warm import WarmStep
 from optimkit.rules.chain import Chain, Conventions
-from optimkit.rules.links import Transform, check_where
+from optimkit.rules.links import Transform
 from optimkit.rules.numbers import coerce_number
 from optimkit.rules.rule import Rule
 
@@ -55,7 +58,8 @@ class Run:
     links : sequence of Transform
         Its links: those of a preset, transforms, penalty.
     groups, entries, roots
-        Groups of values, parameters, and the containers that these stand in.
+        Groups of values, parameters, and the containers that these stand in. `first` has the values that the optimizer was
+        built with, for parameters that come without their own.
     shared : SharedSlots
         The slots that the optimizer has once, by key.
     counted : array
@@ -86,6 +90,7 @@ class Run:
     settings: Settings
     links: Sequence[Transform]
     groups: list[Group]
+    first: Group
     entries: list[Entry] = field(default_factory=list)
     roots: list[Tree] = field(default_factory=list)
     shared: SharedSlots = field(default_factory=SharedSlots)
@@ -121,6 +126,11 @@ class Run:
     # ---- looking up
 
     @property
+    def all_groups(self) -> list[Group]:
+        """Those of parameters, and that of parameters to come."""
+        return list(dict.fromkeys([self.first, *self.groups]))
+
+    @property
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries]
 
@@ -134,13 +144,8 @@ class Run:
 
     def select(self, where: Where) -> list[Entry]:
         """The parameters that `where` selects, with their counts; an error where there are none."""
-        check_where(where)
         self.store_counts()
-        chosen = [entry for entry in self.entries if matches(where, entry.param, entry.name)]
-        if not chosen:
-            known = ", ".join(self.names) or "none yet"
-            raise ValueError(f"where = {where!r} selects none of the parameters {known}")
-        return chosen
+        return select(self.entries, where)
 
     def refuse_in_step(self, what: str) -> None:
         """Raise RuntimeError where a step is under way, whose counts would be lost."""
@@ -157,19 +162,19 @@ class Run:
 
     # ---- rules and numbers
 
-    def chain(self, entry: Entry | None = None) -> Chain:
-        """The chain of a parameter; without one, that of the first group with all links."""
+    def chain(self, entry: Entry | None = None, names: Container[str] | None = None) -> Chain:
+        """The chain of a parameter, one of `names`; without one, that of the first group with all links."""
         if entry is None:
             return self.chain_of(self.groups[0])
-        return self.chain_of(entry.group, entry.param, entry.name)
+        return self.chain_of(entry.group, entry.param, entry.name, frozenset(self.names) if names is None else names)
 
     def shares(self, link: Transform) -> bool:
         """Whether another optimizer has a link too."""
         return any(other is not self and any(each is link for each in other.links) for other in list(_living))
 
-    def chain_of(self, group: Group, param: Param | None = None, name: str | None = None) -> Chain:
-        """The chain of a parameter with the values of a group; all links where there is no parameter."""
-        return Chain.of(group.rule(self.kind), self.links, self.settings.conventions, param, name)
+    def chain_of(self, group: Group, param: Param | None = None, name: str = "", names: Container[str] = ()) -> Chain:
+        """The chain of a parameter, one of `names`, with the values of a group; all links where there is no parameter."""
+        return Chain.of(group.rule(self.kind), self.links, self.settings.conventions, param, name, names)
 
     def number(self, group: Group, key: tuple[int, str, int | None], count: Any = None) -> Any:
         """The value of a number of the chain in this step; `key` is (rule, name, position).
@@ -219,7 +224,8 @@ class Run:
         """The buckets of the parameters as they are now."""
         settings = self.settings
         check, device_count = settings.nonfinite != "allow", settings.nonfinite == "skip" or settings.capturable
-        return build_buckets(self.entries, self.chain, check, settings.engine, device_count)
+        chain_of = partial(self.chain, names=frozenset(self.names))
+        return build_buckets(self.entries, chain_of, check, settings.engine, device_count)
 
     def ready_steps(self) -> Steps:
         """The steps, made anew where structure changed."""
@@ -280,6 +286,7 @@ class Run:
         """Make the buckets anew where the structure of a link was changed."""
         versions = sum(link.__dict__.get("_version", 0) for link in self.links)
         if versions != self.versions:
+            check_links(self.links, self.entries)
             self.store_counts()
             self.steps, self.versions = None, versions
             self.forget_warm()
@@ -307,13 +314,7 @@ class Run:
 
     def slots_shown(self) -> dict[str, Any]:
         """The slots that the caller may have views of, by what they are called in errors."""
-        found: dict[str, Any] = {}
-        for entry in self.entries if self.shown else ():
-            own = [*entry.slots.items(), *entry.uniforms.items()]
-            found |= {f"slot {name!r} of parameter {entry.name!r} (rule {rule})": x for (rule, name), x in own}
-        for (rule, name), x in self.shared.items() if self.shown else ():
-            found[f"the slot {name!r} (rule {rule})"] = x
-        return found
+        return called(self.entries, self.shared) if self.shown else {}
 
     def renew(self) -> None:
         """A step was interrupted as it prepared: nothing that was prepared is trusted, and all is made anew."""

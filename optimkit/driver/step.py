@@ -60,7 +60,7 @@ def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
         at_once(calls)
         for each in active if applied else ():
             each.committed()
-        return active[-1].result() if active else StepResult(False, 0.0)
+        return active[-1].result() if active else StepResult(False, None)
     finally:
         if run.steps is not None:
             run.steps.take_back()

@@ -14,6 +14,7 @@ form's), so that `xp.clip` or `xp.square` mean the same everywhere.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Sequence
 from typing import Any, NoReturn
 
@@ -243,6 +244,8 @@ def as_node(graph: Graph, value: Any) -> Node:
     if isinstance(value, bool):
         return graph.constant(value)
     if isinstance(value, int | float):  # np.float64 is a float, but is not written like one
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise TraceError(f"an update rule met a whole number of {len(str(abs(value)))} digits, which no float can be")
         return graph.constant(int(value) if isinstance(value, int) else float(value))
     if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return graph.constant(value.item())

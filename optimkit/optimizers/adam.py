@@ -90,7 +90,7 @@ class AMSGrad(Adam):
     params, lr, betas, eps
         See `Adam`.
     amsgrad : bool, default True
-        Kept for completeness.
+        Always True; False is an error: that is `Adam`.
 
     References
     ----------
@@ -106,6 +106,11 @@ class AMSGrad(Adam):
     """
 
     amsgrad: bool = True
+
+    @classmethod
+    def validate(cls, rule: Any) -> None:
+        if not rule.amsgrad:
+            raise ValueError("AMSGrad: amsgrad = False is Adam; use optimkit.Adam(...)")
 
 
 class AdamW(Adam):

@@ -7,7 +7,7 @@ graph and called by hand with concrete values; there is no second text of the or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optimkit.containers.param import Param, matches
@@ -46,11 +46,12 @@ class Chain(NamedTuple):
         links: Sequence[Transform] = (),
         conventions: Conventions = PLAIN,
         param: Param | None = None,
-        name: str | None = None,
+        name: str = "",
+        names: Container[str] = (),
     ) -> Chain:
-        """The chain of one parameter: the links whose `where` selects it. Without a parameter: all links."""
+        """The chain of one parameter: the links whose `where` selects it, of all `names`. Without a parameter: all links."""
         numbered = enumerate(links, 1)
-        chosen = tuple((index, link) for index, link in numbered if param is None or matches(link.where, param, name))
+        chosen = tuple((index, link) for index, link in numbered if param is None or matches(link.where, param, name, names))
         return cls(rule, chosen, conventions)
 
     @property
@@ -73,6 +74,9 @@ class Chain(NamedTuple):
             if not isinstance(declared, Mapping):
                 raise TypeError(f"{type(rule).__name__}.slots() = {declared!r} must be a dict, such as {{'m': zeros}}")
             for name, slot in declared.items():
+                if not isinstance(name, str) or name.startswith("_"):
+                    what = f"{type(rule).__name__}.slots() has {name!r}"
+                    raise TypeError(f"{what}: the name of a slot is a str without a _ in front")
                 if not isinstance(slot, Slot):
                     raise TypeError(
                         f"{type(rule).__name__}.slots()[{name!r}] = {slot!r} must be a slot: zeros, zeros_real, "

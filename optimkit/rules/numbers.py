@@ -177,6 +177,13 @@ def parse_annotation(owner: str, name: str, hint: Any) -> Number | None:
         found = [_range(arg) for arg in typing.get_args(hint)]
         if found and all(found):
             return Number(owner, name, tuple(each for each in found if each), many=True, optional=optional)
+    if hint is float or (typing.get_origin(hint) is tuple and float in typing.get_args(hint)):
+        scalars = "tuple[NonNegative, ...]" if hint is not float else "NonNegative"
+        raise TypeError(
+            f"{owner}.{name}: a float is structure, whose values are not checked, and compile a kernel each; annotate a "
+            f"number with its range, `{name}: {scalars}` (or Positive, Fraction, Scalar for any), or write "
+            "Annotated[float, 'structure']"
+        )
     if _mentions_range(whole):
         raise TypeError(
             f"{owner}.{name}: numbers are annotated Scalar, Scalar | None or tuple[Scalar, Scalar] (of any fixed length, "

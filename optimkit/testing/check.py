@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from optimkit.arrays import SUPPORTED
+from optimkit.driver.entries.selection import some_parameters
 from optimkit.driver.optimizer import Optimizer
 from optimkit.optimizers.sgd import SGD
 from optimkit.rules.links import Penalty, Transform
@@ -39,6 +40,7 @@ class Report:
         return "\n".join(lines + [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()])
 
 
+@some_parameters()
 def check_optimizer(
     optimizer: Callable[..., Any],
     *,

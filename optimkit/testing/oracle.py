@@ -277,7 +277,8 @@ class Oracle:
 
     def _chain(self, entry: Any) -> Chain:
         links = enumerate(self.optimizer._run.links, 1)
-        chosen = tuple((index, link) for index, link in links if matches(link.where, entry.param, entry.name))
+        names = self.optimizer.names
+        chosen = tuple((index, link) for index, link in links if matches(link.where, entry.param, entry.name, names))
         return Chain(entry.group.rule(type(self.optimizer)), chosen, self.optimizer._run.settings.conventions)
 
     def _numbers(self, chain: Chain, group: Any, index: int, rule: Rule) -> dict[str, Any]:

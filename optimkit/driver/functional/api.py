@@ -31,13 +31,14 @@ def _read(run: Run, params: Any) -> tuple[Tree, list[Walked]]:
         raise TypeError(f"{kind}: the functional form has no groups; make a rule for each")
     tree, members = read_tree(params), []
     check_names(list(tree.leaves()))
+    names = frozenset(leaf.name for leaf in tree.leaves())
     for leaf in tree.leaves():
         what = f"parameter {leaf.name!r}"
         if not arrays.is_array(leaf.value):
             raise TypeError(f"{what} is {arrays.describe(leaf.value)}; the functional form takes arrays")
         arrays.check_dtype(what, leaf.value)
         param = Param.described_by(leaf.value, leaf.name)
-        members.append(Walked(leaf.name, leaf.value, run.chain_of(run.groups[0], param, leaf.name)))
+        members.append(Walked(leaf.name, leaf.value, run.chain_of(run.first, param, leaf.name, names)))
     return tree, members
 
 

@@ -102,7 +102,7 @@ class Walk:
         if node.op in ("slot", "input"):
             return member.slots[node.key]
         if node.op == "number":
-            return self.run.number(self.run.groups[0], node.key, self.count)  # type: ignore[arg-type]
+            return self.run.number(self.run.first, node.key, self.count)  # type: ignore[arg-type]
         if node.op == "count":
             return member.t
         if node.op == "size":

@@ -10,6 +10,7 @@ from optimkit.containers.param import Param, Where
 from optimkit.containers.tree import Leaf, check_names, data_of
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
+from optimkit.driver.entries.selection import check_links
 from optimkit.driver.gradients.collect import own_gradient
 from optimkit.driver.gradients.overlaps import check_weights
 from optimkit.driver.run import Run
@@ -22,7 +23,7 @@ def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callabl
     found: list[tuple[Group, Growth]] = []
     for number, (source, own) in enumerate(specifications):
         merged = {**values, **own}
-        group = make_group(merged) if merged else run.groups[0]
+        group = make_group(merged) if merged else run.first
         name = str(number) if len(specifications) > 1 and not isinstance(source, Mapping) else ""
         found.append((group, grow(run.roots, source, name)))
         if len(specifications) > 1 and not found[-1][1].leaves():
@@ -31,6 +32,7 @@ def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callabl
     leaves = [leaf for _, growth in found for leaf in growth.leaves()]
     check_names([*(entry.leaf for entry in run.entries), *leaves] if leaves else [])
     added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
+    check_links(run.links, [*run.entries, *added])
     check_weights({entry.name: entry.param.data for entry in [*run.entries, *added]}, run.slots_shown())
     for entry in added:
         entry.param.placed(entry.name)
@@ -38,7 +40,9 @@ def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callabl
         growth.apply()
     run.entries = [*run.entries, *added]
     run.roots = [*run.roots, *(root for _, growth in found for root in growth.roots)]
-    run.groups = list(dict.fromkeys(entry.group for entry in run.entries))
+    used = {id(entry.group) for entry in run.entries}
+    came = [entry.group for entry in added]
+    run.groups = [group for group in dict.fromkeys([run.first, *run.groups, *came]) if id(group) in used]
     run.forget()
 
 
@@ -55,7 +59,7 @@ def remove(run: Run, name: str) -> None:
     run.forget()
     run.entries = [other for other in run.entries if other is not entry]
     run.roots = [root for root in run.roots if prune(root, entry.leaf)]
-    run.groups = list(dict.fromkeys(each.group for each in run.entries)) or run.groups[:1]
+    run.groups = [group for group in run.groups if any(each.group is group for each in run.entries)] or [run.first]
 
 
 def reset(run: Run, where: Where) -> None:

@@ -39,7 +39,7 @@ class ContainerWatch:
         self.objects = [tree for tree in trees if tree.kind == "object"]
         kept = [tree for tree in trees if tree.kind != "object" and tree.branches]
         self.containers = [
-            (tree.source, len(tree.branches) + len(tree.removed), items_at(list(tree.branches))) for tree in kept
+            (tree.source, len(tree.branches) + len(tree.removed), items_at(list(tree.branches), tree.source)) for tree in kept
         ]
         self.in_containers = [branch.source for tree in kept for branch in tree.branches.values()]
         self.params = [entry for entry in self.entries if isinstance(entry.anchor, Param) or entry.handed_out]

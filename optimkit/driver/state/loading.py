@@ -41,7 +41,7 @@ def load_state_dict(run: Run, saved: Any) -> None:
     for group, own in zip(groups, saved["groups"], strict=True):
         for name in own["params"]:
             views[name]._entry.group = group
-    run.groups = groups
+    run.groups, run.first = groups, groups[0] if run.first in run.groups else run.first
     for name, view in views.items():
         part = saved["state"][name]
         for slot, value in part["slots"].items():
@@ -76,7 +76,7 @@ def _own_link(run: Run, place: int) -> Transform:
 
 def _make_group(run: Run, own: Mapping[str, Any]) -> Group:
     """A group as it was saved; schedules, structure and schedulers' factors are those of here."""
-    here = _group_of(run, own["params"]) or run.groups[0]
+    here = _group_of(run, own["params"]) or run.first
     return Group({**here.values, **_restored(here.values, own, run.kind)}, dict(here.factors), *own.get("rate", (1.0, 1.0)))
 
 
@@ -220,7 +220,7 @@ def _rule_differences(run: Run, saved: Mapping[str, Any], views: Mapping[str, Sl
         if here is None and any(name in views for name in own["params"]):
             problems.append(f"its group of {', '.join(own['params'])} is more than one group here")
             continue
-        problems += _field_differences(kind, run.kind, (here or run.groups[0]).values, own)
+        problems += _field_differences(kind, run.kind, (here or run.first).values, own)
     links = [type(link).__name__ for link in run.links]
     saved_links = [own["class"] for own in saved["links"]]
     if saved_links != links:

@@ -10,7 +10,7 @@ from optimkit import arrays
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.run import Run
 
-_KEPT = ("kind", "settings", "links", "groups", "roots", "shared", "counted", "ever")
+_KEPT = ("kind", "settings", "links", "groups", "first", "roots", "shared", "counted", "ever")
 
 
 def pack(run: Run) -> dict[str, Any]:
