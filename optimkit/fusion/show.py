@@ -61,9 +61,23 @@ def result_name(key: Hashable) -> str:
     return _of_rule(index, method) + (f".{slot}" if slot else "")
 
 
+MOST = 60  # nodes of an expression in a formula: what repeats in a graph is written out each time
+
+
 def formula(node: Node, name: Namer = lambda node: None) -> str:
-    """A node as an expression. `name` may give a node a name, which then stands for it."""
-    text, _ = _formula(node, name, top=True)
+    """A node as an expression. `name` may give a node a name, which then stands for it; what is too long is cut: `max(...)`."""
+    sizes: dict[Node, int] = {}
+
+    def size(node: Node) -> int:
+        if node not in sizes:
+            sizes[node] = 1 if name(node) is not None else 1 + sum(map(size, node.args))
+        return sizes[node]
+
+    def short(node: Node) -> str | None:
+        given = name(node)
+        return f"{node.op}(...)" if given is None and size(node) > MOST else given
+
+    text, _ = _formula(node, short, top=True)
     return text
 
 

@@ -308,6 +308,10 @@ class TracingNamespace(Namespace):
 
     def norm(self, x: Traced, total: bool = False) -> Traced:
         """The 2-norm of a parameter, or over all parameters."""
+        return self.norms(x, total)[0]
+
+    def norms(self, x: Traced, total: bool = False) -> tuple[Traced, Traced]:
+        """The norm, and its root, which is right where the norm is beyond float64."""
         graph = self._graph
 
         def squares(scale: int) -> Traced:
@@ -315,8 +319,9 @@ class TracingNamespace(Namespace):
             return self.total(found) if total else found
 
         if not self._wide:
-            return self._apply("sqrt", squares(0))
-        return norm_of_squares(self, squares(0), squares(-SCALE), squares(SCALE))  # type: ignore[no-any-return]
+            found = self._apply("sqrt", squares(0))
+            return found, self._apply("sqrt", found)
+        return norm_of_squares(self, squares(0), squares(-SCALE), squares(SCALE))
 
     def total(self, x: Traced) -> Traced:
         """The sum over all elements of all parameters that have a gradient in this step."""
@@ -333,11 +338,14 @@ class TracingNamespace(Namespace):
 SCALE = 600
 
 
-def norm_of_squares(xp: Namespace, middle: Any, down: Any, up: Any) -> Any:
-    """The root of a sum of squares in float64 that neither overflows nor underflows.
+def norm_of_squares(xp: Namespace, middle: Any, down: Any, up: Any) -> tuple[Any, Any]:
+    """The root of a sum of squares in float64 that neither overflows nor underflows, and the root of that.
 
     `down` and `up` are the sums of the squares of x * 2**-600 and x * 2**600. Where `middle`
-    overflowed, `down` is exact enough; where it is so small that squares were lost, `up` is.
+    overflowed, `down` is exact enough; where it is so small that squares were lost, `up` is. The norm of finite numbers is
+    finite: one beyond float64 is the largest number of that.
     """
-    root = xp.where(middle < 2.0**-900, xp.sqrt(up) * 2.0**-SCALE, xp.sqrt(middle))
-    return xp.where(middle == math.inf, xp.sqrt(down) * 2.0**SCALE, root)
+    low, over = xp.sqrt(down), middle == math.inf
+    large = xp.where(down == math.inf, math.inf, xp.minimum(low * 2.0**SCALE, sys.float_info.max))
+    norm = xp.where(over, large, xp.where(middle < 2.0**-900, xp.sqrt(up) * 2.0**-SCALE, xp.sqrt(middle)))
+    return norm, xp.where(over, xp.sqrt(low) * 2.0 ** (SCALE // 2), xp.sqrt(norm))

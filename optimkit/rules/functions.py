@@ -22,6 +22,9 @@ class _NotTraced:
     def norm(self, x: Any, total: bool = False) -> Any:
         self._refuse("total_norm" if total else "norm")
 
+    def norms(self, x: Any, total: bool = False) -> Any:
+        self._refuse("total_norm")
+
     def total(self, x: Any) -> Any:
         self._refuse("total")
 
@@ -45,7 +48,7 @@ def abs2(x: Any) -> Any:
 
 
 def norm(x: Any) -> Any:
-    """The 2-norm over the elements of this parameter, in float64; finite whenever `x` is."""
+    """The 2-norm over the elements of this parameter, in float64; finite whenever `x` is: at most 1.8e308."""
     return _namespace("norm").norm(x)
 
 
@@ -57,3 +60,8 @@ def total(x: Any) -> Any:
 def total_norm(x: Any) -> Any:
     """The 2-norm over all parameters that have a gradient in this step, in float64."""
     return _namespace("total_norm").norm(x, total=True)
+
+
+def total_norms(x: Any) -> tuple[Any, Any]:
+    """`total_norm(x)`, and its root, which is right where the norm is beyond float64 too."""
+    return _namespace("total_norm").norms(x, total=True)  # type: ignore[no-any-return]

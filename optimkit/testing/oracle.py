@@ -103,11 +103,18 @@ class OracleNamespace(Namespace):
 
     def norm(self, x: Any, total: bool = False) -> Any:
         """The root of the sum of squares; of x * 2**-600 or x * 2**600 where the squares over- or underflow."""
+        return self.norms(x, total)[0]
+
+    def norms(self, x: Any, total: bool = False) -> tuple[Any, Any]:
+        """The norm, and its root."""
         sums = [HostNumber(canonical.reduce(np, "sum_of_squares", x, scale)) for scale in (0, -SCALE, SCALE)]
         middle, down, up = (self.total(each) for each in sums) if total else sums
+        low = self.sqrt(down)
         if middle == np.inf:
-            return self.sqrt(down) * 2.0**SCALE
-        return self.sqrt(up) * 2.0**-SCALE if middle < 2.0**-900 else self.sqrt(middle)
+            large = HostNumber(np.inf if down == np.inf else min(low * 2.0**SCALE, np.finfo(float).max))
+            return large, self.sqrt(low) * 2.0 ** (SCALE // 2)
+        norm = self.sqrt(up) * 2.0**-SCALE if middle < 2.0**-900 else self.sqrt(middle)
+        return norm, self.sqrt(norm)
 
     def total(self, x: Any) -> Any:
         """The sum over all parameters that have a gradient in this step."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from optimkit.rules.functions import total_norm
+from optimkit.rules.functions import total_norms
 from optimkit.rules.links import Transform
 from optimkit.rules.numbers import REQUIRED, NonNegative
 
@@ -52,7 +53,8 @@ class ClipByGlobalNorm(Transform):
     Notes
     -----
     Exact, as optax; torch divides by n + 1e-6. A norm of 0 is no clip. The norm is computed in
-    float64 and is finite whenever the gradients are. Where a gradient is not finite, nothing is
+    float64, and gradients are clipped as long as they are finite, also where their norm is beyond float64 or the factor is
+    too small for float32. Where a gradient is not finite, nothing is
     clipped, so that NaN does not spread from one parameter to all; `nonfinite="skip"` or
     `"raise"` leaves such steps out.
 
@@ -75,6 +77,9 @@ class ClipByGlobalNorm(Transform):
     max_norm: NonNegative = REQUIRED
 
     def gradient(self, w: Any, g: Any, s: Any, h: Any, xp: Any) -> Any:
-        n = total_norm(g)
+        n, root = total_norms(g)
         clipped = xp.isfinite(n) & (n > h.max_norm)
-        return g * xp.where(clipped, h.max_norm / n, 1.0)
+        # where max_norm / n is too small for a float, its root twice: it is not, and no digits are lost
+        tiny = clipped & ((h.max_norm < n * 2.0**-100) | (n >= sys.float_info.max))
+        half = xp.sqrt(h.max_norm) / root
+        return g * xp.where(tiny, half, 1.0) * xp.where(tiny, half, xp.where(clipped, h.max_norm / n, 1.0))
