@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 
@@ -116,7 +118,7 @@ def test_a_kernel_is_kept_on_disk(fresh_cache, monkeypatch):
     cls(params()).step(grads())
     assert list(fresh_cache.glob("*"))
     count = Count()
-    monkeypatch.setattr(kernels, "_compiled", {})  # as in another process
+    monkeypatch.setattr(kernels, "_compiled", OrderedDict())  # as in another process
     cls(params()).step(grads())
     found = count.look()
     assert found["compiles"] == 0

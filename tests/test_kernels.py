@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import ast
 import functools
+import gc
 import hashlib
 import logging
 import platform
@@ -12,6 +13,8 @@ import re
 import signal
 import sys
 import threading
+import weakref
+from collections import OrderedDict
 from pathlib import Path
 
 import llvmlite
@@ -29,6 +32,7 @@ from optimkit.engines.cpu import kernels, language, rows
 from optimkit.engines.cpu import text as texts
 from optimkit.engines.cpu.lower import lower
 from optimkit.engines.protocol import KernelError
+from optimkit.transforms import ClipByValue
 
 pytestmark = pytest.mark.skipif(bool(llvm_problem()), reason=llvm_problem() or "llvmlite is there")
 TEXT = "from optimkit.engines.cpu.language import store_int64\n\ndef kernel(out):\n    store_int64(out, 0, {})\n"
@@ -86,7 +90,7 @@ def cold(tmp_path, monkeypatch):
 
 
 def forget(monkeypatch):
-    monkeypatch.setattr(kernels, "_compiled", {})
+    monkeypatch.setattr(kernels, "_compiled", OrderedDict())
 
 
 def counts():
@@ -346,3 +350,47 @@ def test_a_step_whose_kernel_cannot_be_compiled_writes_nothing_and_can_be_repeat
         opt.step(grads)
         plain.step(grads)
     assert opt._run.warm is not None
+
+
+def test_kernels_that_nobody_uses_go_the_least_recently_used_first(cold, monkeypatch):
+    """A constant that is structure, another one in each step: neither memory nor the folder grows for ever."""
+    monkeypatch.setattr(kernels, "MOST", 8)
+    monkeypatch.setattr(kernels._Code, "MOST", 3)
+    monkeypatch.setattr(kernels._llvm(), "code", kernels._llvm()._make_code())
+    used = kernels.compile_text(TEXT.format(1000))
+    codes, asked = weakref.WeakSet(), [TEXT.format(1001 + k) for k in range(40)]
+    for text in asked:
+        kernel = kernels.compile_text(text)
+        codes.add(kernel.code)
+        kernels.compile_text(asked[0])  # asked for again and again
+        del kernel
+    gc.collect()
+    assert len(kernels._compiled) == 8
+    assert {text for text, _ in kernels._compiled} == {asked[0], *asked[-7:]}
+    assert len(codes) <= 5, "the memory of the others was given back"
+    assert run_kernel(used) == 1000, "what is used stays"
+    before = optimkit.counters.compiles
+    assert run_kernel(kernels.compile_text(asked[5])) == 1006
+    assert optimkit.counters.compiles == before, "it comes back from the folder"
+
+
+def run_kernel(kernel):
+    job = np.zeros(1, np.int64)
+    kernel.held(job.ctypes.data)
+    return int(job[0])
+
+
+def test_optimizers_keep_their_kernels_when_others_push_them_out(cold, monkeypatch):
+    monkeypatch.setattr(kernels, "MOST", 2)
+    monkeypatch.setattr(kernels._Code, "MOST", 1)
+    weights, optimizers = [], []
+    for k in range(12):
+        weights.append({"a": np.ones((4, 3))[::-1, ::-1], "b": np.ones(5, np.float32)})
+        optimizers.append(SGD(weights[-1], lr=0.5, transforms=[ClipByValue(1.0)] * (k % 4)))
+        for opt in optimizers:
+            opt.step({"a": np.ones((4, 3)), "b": np.ones(5)})  # gradients of the other dtype are copied by kernels of their own
+        gc.collect()
+    for k, w in enumerate(weights):
+        steps = 12 - k
+        assert np.all(w["a"] == 1 - 0.5 * steps)
+        assert np.all(w["b"] == 1 - 0.5 * steps)

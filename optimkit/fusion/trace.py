@@ -342,8 +342,7 @@ def norm_of_squares(xp: Namespace, middle: Any, down: Any, up: Any) -> tuple[Any
     """The root of a sum of squares in float64 that neither overflows nor underflows, and the root of that.
 
     `down` and `up` are the sums of the squares of x * 2**-600 and x * 2**600. Where `middle`
-    overflowed, `down` is exact enough; where it is so small that squares were lost, `up` is. The norm of finite numbers is
-    finite: one beyond float64 is the largest number of that.
+    overflowed, `down` is exact enough; where it is so small that squares were lost, `up` is. One beyond float64 is 1.8e308.
     """
     low, over = xp.sqrt(down), middle == math.inf
     large = xp.where(down == math.inf, math.inf, xp.minimum(low * 2.0**SCALE, sys.float_info.max))

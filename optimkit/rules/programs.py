@@ -1,4 +1,4 @@
-"""Programs and plans, each structure traced and cut once: the latest few hundred are kept.
+"""Programs and plans, each structure traced and cut once: the latest 256 are kept.
 
 A notebook that defines a class again and again must not grow for ever; what is used stays.
 """
@@ -15,7 +15,7 @@ from optimkit.fusion.stages import Plan, Program, make_plan
 from optimkit.rules.chain import Chain
 from optimkit.rules.tracing import trace
 
-MOST = 512
+MOST = 256
 
 Value = TypeVar("Value")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,7 @@ def test_the_first_compile_of_a_process_is_a_line_of_the_logger(
     cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    monkeypatch.setattr(cuda_compile, "_loaded", OrderedDict())
     cache.say_compiling.cache_clear()
     with caplog.at_level("INFO", "optimkit"):
         for options in ({}, {"momentum": 0.9}):
@@ -125,7 +126,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of kernels, and none in memory."""
     tmp_path.chmod(0o700)
     monkeypatch.setenv("OPTIMKIT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    monkeypatch.setattr(cuda_compile, "_loaded", OrderedDict())
     assert cache.folder().path == tmp_path
     return tmp_path
 
@@ -142,11 +143,11 @@ def test_a_damaged_cache_is_compiled_again(cupy: Any, folder: Path, monkeypatch:
     assert step_once(cupy) == 0.5
     (file,) = folder.glob("*.cuda")
     good = file.read_bytes()
-    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    monkeypatch.setattr(cuda_compile, "_loaded", OrderedDict())
     assert step_once(cupy) == 0.5
     assert counters.compiles == before + 1, "the file was not used"
     file.write_bytes(damage)
-    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    monkeypatch.setattr(cuda_compile, "_loaded", OrderedDict())
     assert step_once(cupy) == 0.5
     assert counters.compiles == before + 2
     assert file.read_bytes() == good
@@ -161,7 +162,7 @@ def test_a_binary_that_the_driver_refuses(cupy: Any, folder: Path, monkeypatch: 
 
 def test_a_device_that_is_too_old(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_compile, "_architecture", lambda device: "61")
-    monkeypatch.setattr(cuda_compile, "_loaded", {})
+    monkeypatch.setattr(cuda_compile, "_loaded", OrderedDict())
     cuda_compile._target.cache_clear()
     w = cupy.ones(3)
     with pytest.raises(cuda_compile.KernelError, match=r"device 0 has compute capability 6\.1, .* need 7\.0 .*engine='eager'"):

@@ -7,10 +7,12 @@ All that calls LLVM runs on a thread of its own, to which no signal comes: Ctrl-
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -22,7 +24,8 @@ from optimkit.engines.protocol import KernelError
 Result = TypeVar("Result")
 Loops = Literal["plain", "vectorized", "unrolled"]
 
-_compiled: dict[tuple[str, int], Kernel] = {}
+MOST = 256  # kernels that are kept for whoever asks next; those in use are not counted
+_compiled: OrderedDict[tuple[str, int], Kernel] = OrderedDict()
 _lock = threading.RLock()
 
 if hasattr(os, "register_at_fork"):  # no child is born while LLVM is at work, whose locks nobody there would release
@@ -36,11 +39,11 @@ def _finish() -> None:
 
 
 class Kernel:
-    """Compiled code: `free` gives up the GIL while it runs, `held` keeps it."""
+    """Compiled code, which is there as long as this is: `free` gives up the GIL while it runs, `held` keeps it."""
 
-    def __init__(self, address: int, words: int) -> None:
+    def __init__(self, code: _Code, address: int, words: int) -> None:
         kinds = [ctypes.c_int64] * words
-        self.address = address
+        self.code, self.address = code, address
         self.free: Callable[..., None] = ctypes.CFUNCTYPE(None, *kinds)(address)
         self.held: Callable[..., None] = ctypes.PYFUNCTYPE(None, *kinds)(address)
 
@@ -76,7 +79,11 @@ def compile_text(text: str, words: int = 1, loops: Loops = "plain") -> Kernel:
         If it is not in the language, or LLVM refuses it; the message holds the text.
     """
     kernel = _compiled.get((text, words))
-    return kernel if kernel is not None else on_own_thread(lambda: _find(text, words, loops))
+    if kernel is None:
+        return on_own_thread(lambda: _find(text, words, loops))
+    with contextlib.suppress(KeyError):  # it went meanwhile
+        _compiled.move_to_end((text, words))
+    return kernel
 
 
 def on_own_thread(work: Callable[[], Result]) -> Result:
@@ -108,7 +115,9 @@ def _find(text: str, words: int, loops: Loops) -> Kernel:
         kernel = _compiled.get((text, words))
         if kernel is None:
             key = disk.digest(text, _environment(), loops)
-            kernel = _compiled[text, words] = Kernel(_llvm().load(key, _object(text, key, loops)), words)
+            kernel = _compiled[text, words] = Kernel(*_llvm().load(key, _object(text, key, loops)), words)
+            while len(_compiled) > MOST:
+                _compiled.popitem(last=False)
         return kernel
 
 
@@ -130,8 +139,17 @@ def _object(text: str, key: str, loops: Loops) -> bytes:
     return code
 
 
+class _Code:
+    """Memory with the code of some kernels, which goes when none of them is used any more."""
+
+    MOST = 32
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.count = engine, 0
+
+
 class _Llvm:
-    """LLVM for this processor, and the code that it has loaded."""
+    """LLVM for this processor, and the code that is loaded next."""
 
     def __init__(self) -> None:
         from llvmlite import binding
@@ -142,12 +160,15 @@ class _Llvm:
         self.processor, self.features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
         self.triple = binding.get_process_triple()
         self.machine = self._make_machine()
-        self.engine = binding.create_mcjit_compiler(binding.parse_assembly(""), self._make_machine())
+        self.code = self._make_code()
         self._find_libm()
 
     def _make_machine(self) -> Any:
         target = self.binding.Target.from_triple(self.triple)
         return target.create_target_machine(cpu=self.processor, features=self.features, opt=2, jit=True)
+
+    def _make_code(self) -> _Code:
+        return _Code(self.binding.create_mcjit_compiler(self.binding.parse_assembly(""), self._make_machine()))
 
     def _find_libm(self) -> None:
         """Functions of the C library that the process does not show to LLVM."""
@@ -175,14 +196,18 @@ class _Llvm:
         builder.getModulePassManager().run(module, builder)
         return self.machine.emit_object(module)  # type: ignore[no-any-return]
 
-    def load(self, key: str, code: bytes) -> int:
-        """The address of the function of object code."""
-        address: int = self.engine.get_function_address(_symbol(key))
+    def load(self, key: str, code: bytes) -> tuple[_Code, int]:
+        """Where the function of object code is, and its address."""
+        if self.code.count == _Code.MOST:
+            self.code = self._make_code()
+        there, engine = self.code, self.code.engine
+        address: int = engine.get_function_address(_symbol(key))
         if not address:
-            self.engine.add_object_file(self.binding.ObjectFileRef.from_data(code))
-            self.engine.finalize_object()
-            address = self.engine.get_function_address(_symbol(key))
-        return address
+            engine.add_object_file(self.binding.ObjectFileRef.from_data(code))
+            engine.finalize_object()
+            address = engine.get_function_address(_symbol(key))
+            there.count += 1
+        return there, address
 
 
 def _symbol(key: str) -> str:

@@ -51,7 +51,7 @@ def kernel(numbers, count, row, wide):
 """
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def rows_text(plan: Plan, dtype: DType) -> str | None:
     """The text of the function that fills a row; None where an operation is not the same in compiled code."""
     nodes = [node for node in walk(plan.hosts) if node.args]

@@ -16,7 +16,7 @@ from optimkit.engines import threads
 from optimkit.engines.atomic import at_once
 from optimkit.engines.canonical import LANES, UNIT
 from optimkit.engines.cpu.copies import FINISH, OPERATIONS, copy_text, layout_words
-from optimkit.engines.cpu.kernels import Loops, compile_text
+from optimkit.engines.cpu.kernels import Kernel, Loops, compile_text
 from optimkit.engines.cpu.text import ABSENT, CHUNK, JOB, STRIDED, WORD, ZERO_G, entry_columns, kernel_text, scratch_bytes
 from optimkit.engines.protocol import Call, Member, Tables
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan, Stage
@@ -42,6 +42,7 @@ class CpuRunner:
         self.plan, self.dtype, self.members = plan, dtype, members
         self.compute = np.dtype(dtype.compute)
         self.layouts: dict[tuple[int, Hashable], np.ndarray] = {}
+        self.copies: dict[DType, Kernel] = {}  # what the layouts have the addresses of
         others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
         self.strided = (*STRIDED, *(key for key, found in others.items() if any(where.geometry for where in found)))
         self.columns = entry_columns(plan, self.strided)
@@ -88,7 +89,8 @@ class CpuRunner:
 
     def _copy(self, stored: DType) -> int:
         """The address of what copies arrays of a dtype to and from scratch memory."""
-        return compile_text(copy_text(stored, DTYPES[self.dtype.compute]), 6, "vectorized").address
+        kernel = self.copies[stored] = compile_text(copy_text(stored, DTYPES[self.dtype.compute]), 6, "vectorized")
+        return kernel.address
 
     def arrays_changed(self, numbers: Sequence[int]) -> None:
         for p in numbers:

@@ -163,7 +163,8 @@ class CompiledStep:
         self.tables = tables
         words = [ctypes.c_int64] * 5
         function = ctypes.PYFUNCTYPE(ctypes.c_int64, *words)
-        self.kernel: Callable[..., int] = function(compile_text(_text(), len(words)).address)
+        self.code = compile_text(_text(), len(words))
+        self.kernel: Callable[..., int] = function(self.code.address)
         self.known, self.others, self.here = np.zeros((n, len(KNOWN)), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.known[:, KNOWN.dtype] = UNSEEN_ROW
         self.order = np.arange(len(tables.ranges))

@@ -99,7 +99,7 @@ def kernel_texts(plan: Plan, dtype: DType) -> list[str]:
     return [kernel_text(plan, number, dtype) for number in range(len(plan.stages))]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def kernel_text(plan: Plan, number: int, dtype: DType, strided: tuple[Hashable, ...] = STRIDED) -> str:
     """The text of stage `number` of a plan, for arrays of `dtype`, of which those in `strided` may have to be gathered."""
     return _Kernel(plan, number, dtype, strided).text()

@@ -169,6 +169,6 @@ class UniformText:
         return lines
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def uniform_text(plan: Plan, dtype: DType, labels: tuple[object, ...]) -> UniformText:
     return UniformText(plan, dtype, labels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,8 @@ from optimkit.engines.protocol import KernelError
 OPTIONS = ("--fmad=false", "--std=c++17")
 OLDEST = 70  # the first architecture whose kernels can index their arguments in place
 
-_loaded: dict[tuple[str, int], Any] = {}
+MOST = 256  # modules that are kept for whoever asks next; those in use are not counted
+_loaded: OrderedDict[tuple[str, int], Any] = OrderedDict()
 _lock = threading.RLock()
 
 if hasattr(os, "register_at_fork"):  # no child is born while a kernel is made: nobody there would release the lock
@@ -67,6 +69,9 @@ def load(text: str, device: int) -> Any:
             else:
                 counters.cache_hits += 1
             _loaded[text, device] = module
+            while len(_loaded) > MOST:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end((text, device))
         return module
 
 
