@@ -38,6 +38,7 @@ class Entry:
     view: Any = field(init=False)
     taken: Any = field(init=False)  # the Param's array when it was last looked at
     changeable: Any = field(init=False)  # and what could be changed of it in place, as it was then
+    kept: MemoryOrder | None = None  # that of the array that this one is a copy of: sums go in it
     handed_out: bool = False  # the caller has seen `param`, and may set its data
 
     def __post_init__(self) -> None:
@@ -62,10 +63,22 @@ class Entry:
 
     def take_data(self) -> bool:
         """Look at the Param's array again; True if its memory order changed: the slots are brought into it."""
-        data, old = self.param.data, self.__dict__.get("order")
+        data = self.param.data
         view = arrays.view(data)
-        order = MemoryOrder.of(view)
-        now = {"taken": data, "view": view, "order": order, "changeable": self.library.changeable([data])[0]}
+        now = {"taken": data, "view": view, "changeable": self.library.changeable([data])[0]}
+        if "taken" in self.__dict__:  # it was replaced
+            now["kept"] = None
+        return self._take_order(MemoryOrder.of(view), now)
+
+    def settle_order(self, sums: bool) -> None:
+        """Take the memory order of the array that this one is a copy of, where `sums` are formed in it; else its own."""
+        if self.kept is not None:
+            self._take_order(self.kept if sums else MemoryOrder.of(self.view), {})
+
+    def _take_order(self, order: MemoryOrder, now: dict[str, Any]) -> bool:
+        """Bring the slots into another order, with what else is new; whether it is another one."""
+        old = self.__dict__.get("order")
+        now["order"] = order
         if old is not None and old != order:
             shaped = {key: old.restore(flat, self.param.shape) for key, flat in self.slots.items()}
             now["slots"] = {key: _flat(order.apply(x)) for key, x in shaped.items()}
@@ -92,7 +105,7 @@ class Entry:
         self.slots = fresh.slots
         if not keep_counts:
             self.uniforms, self.t = fresh.uniforms, 0
-        self.__dict__.update({name: getattr(fresh, name) for name in ("view", "order", "taken", "changeable")})
+        self.__dict__.update({name: getattr(fresh, name) for name in ("view", "order", "kept", "taken", "changeable")})
 
     # ---- arrays in memory order
 

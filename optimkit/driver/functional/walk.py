@@ -15,10 +15,12 @@ import numpy as np
 
 from optimkit import arrays
 from optimkit.driver.run import Run
+from optimkit.driver.steps.numbers import refuse_lost
 from optimkit.engines import canonical
 from optimkit.engines.eager.whole import function_of
 from optimkit.fusion.graph import BOOLEAN, REDUCTIONS, Level, Node, WholeFunction
 from optimkit.fusion.operations import OPERATIONS
+from optimkit.fusion.show import NumberKey
 from optimkit.fusion.stages import Program
 from optimkit.rules.chain import Chain
 
@@ -102,12 +104,21 @@ class Walk:
         if node.op in ("slot", "input"):
             return member.slots[node.key]
         if node.op == "number":
-            return self.run.number(self.run.first, node.key, self.count)  # type: ignore[arg-type]
+            return self._number(member, cast(NumberKey, node.key))
         if node.op == "count":
             return member.t
         if node.op == "size":
             return float(np.prod(member.weight.shape, dtype=np.int64))
         return node.key
+
+    def _number(self, member: Walked, key: NumberKey) -> Any:
+        """A number, which must not be lost in the dtype of the weights; what a jitted function alone knows is not checked."""
+        index, name, position = key
+        value = self.run.number(self.run.first, key, self.count)
+        if not arrays.is_array(value):
+            rule = member.chain.optimizer if index == 0 else dict(member.chain.links)[index]
+            refuse_lost(rule, name, position, float(value), np.dtype(member.dtype.compute))
+        return value
 
     def _call(self, member: Walked, node: Node) -> dict[str, Any]:
         """A hook that gets whole arrays: what comes out, by name."""

@@ -27,6 +27,7 @@ def pack(run: Run) -> dict[str, Any]:
             "frozen": entry.frozen,
             "slots": {key: np.array(arrays.to_numpy(entry.value(key))) for key in entry.slots},
             "starts": entry.starts,
+            "kept": entry.kept or entry.order,
             "uniforms": {key: value.copy() for key, value in entry.uniforms.items()},
         }
         for entry in run.entries

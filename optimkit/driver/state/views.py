@@ -1,4 +1,4 @@
-"""Live views of the state: `opt.state["psi"]["m"]` is the array that the next step reads."""
+"""Live views of the state: `opt.state["psi"]["m"]` is the array that the next step reads, a new view each time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from optimkit.rules.chain import SlotKey
 
 
 class SlotView(Mapping[str, Any]):
-    """The slots of one parameter, live: `view["m"]` is an array; `view.t` counts its updates."""
+    """The slots of one parameter, live: `view["m"]` is an array; `view.t` counts its updates.
+
+    An array that was read is live until the state is made anew: by `reset`, `replace`, or a weight that is replaced by
+    one in another memory order.
+    """
 
     def __init__(self, run: Run, entry: Entry) -> None:
         chain = run.chain(entry)

@@ -63,6 +63,8 @@ def build_buckets(
     buckets = []
     for key, places in sorted_.items():
         plan = plan_of(*programs[key], floor)
+        for place in places:
+            entries[place].settle_order(bool(plan.reducing))
         buckets.append(Bucket([entries[place] for place in places], places, chains[key], plan, engines[key]))
     return buckets
 

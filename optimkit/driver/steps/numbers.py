@@ -64,15 +64,21 @@ class Numbers:
         lost = (np.isinf(narrow) & np.isfinite(wide)) | ((narrow == 0) & (wide != 0))
         for group, key in np.argwhere(lost).tolist():
             index, name, position = self.keys[key]
-            number, becomes = found[group][key], float(narrow[group, key])
             rule = self.chain.optimizer if index == 0 else dict(self.chain.links)[index]
-            place = "" if position is None else f"[{position}]"
-            limits = np.finfo(self.compute)
-            raise ValueError(
-                f"{type(rule).__name__}: {name}{place} = {number!r} is {becomes} in {self.compute}, in which these parameters "
-                f"are computed; use 0 or a number from {float(limits.smallest_subnormal):.2g} to {float(limits.max):.2g}, or "
-                "float64 parameters"
-            )
+            refuse_lost(rule, name, position, found[group][key], self.compute)
+
+
+def refuse_lost(rule: Any, name: str, position: int | None, number: float, compute: np.dtype[Any]) -> None:
+    """Raise ValueError where a number is not 0 and becomes 0, or finite and becomes infinite, in the dtype of the weights."""
+    with np.errstate(all="ignore"):
+        becomes = float(compute.type(number))
+    if not (np.isinf(becomes) and np.isfinite(number)) and not (becomes == 0.0 and number != 0.0):
+        return
+    place, limits = "" if position is None else f"[{position}]", np.finfo(compute)
+    raise ValueError(
+        f"{type(rule).__name__}: {name}{place} = {number!r} is {becomes} in {compute}, in which these parameters are computed; "
+        f"use 0 or a number from {float(limits.smallest_subnormal):.2g} to {float(limits.max):.2g}, or float64 parameters"
+    )
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:
