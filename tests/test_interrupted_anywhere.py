@@ -288,3 +288,67 @@ def test_a_handler_that_saves_sees_whole_steps(backend, threads, monkeypatch):
             assert own["t"] == saved["count"]
             np.testing.assert_array_equal(case.numpy(own["slots"]["b"]), twin.slots[saved["count"]][name])
             np.testing.assert_array_equal(saved["weights"][name], twin.weights[saved["count"]][name])
+
+
+# ---- what changes an optimizer, stopped at any line
+
+
+def observed(opt):
+    """What a user sees of an optimizer."""
+    counts = {name: (opt.state[name].t, np.array(opt.state[name]["m"]).tolist()) for name in opt.names}
+    return opt.names, opt.lr, opt.betas, opt.amsgrad, [entry.frozen for entry in opt._run.entries], counts, opt.count
+
+
+MUTATORS = {
+    "lr": lambda opt, params: setattr(opt, "lr", 0.3),
+    "a list of rates": lambda opt, params: setattr(opt, "lr", [0.3, 0.4]),
+    "scale_lr": lambda opt, params: opt.scale_lr(0.5),
+    "set": lambda opt, params: opt.set(where="a", lr=0.3, betas=(0.5, 0.6)),
+    "structure": lambda opt, params: setattr(opt, "amsgrad", True),
+    "structure of some": lambda opt, params: opt.set(where="c", amsgrad=True),
+    "freeze": lambda opt, params: opt.freeze("[ab]"),
+    "add": lambda opt, params: opt.add({"d": np.ones(3)}, lr=0.7),
+    "add what stands there": lambda opt, params: (params.__setitem__("e", np.ones(2)), opt.add(params)),
+    "remove": lambda opt, params: opt.remove("a"),
+    "reset": lambda opt, params: opt.reset("[ab]"),
+}
+
+
+def make_optimizer():
+    params = {"a": np.ones(4), "b": np.ones((2, 3), np.float32), "c": np.ones(2)}
+    opt = optimkit.Adam(params, lr=0.1)
+    opt.set(where="b", lr=0.2)
+    optimkit.lr_scheduler.ExponentialLR(opt, 0.5).step()
+    for _ in range(3):
+        opt.step({name: np.ones_like(w) for name, w in params.items()})
+    return params, opt
+
+
+@pytest.mark.parametrize("name", MUTATORS)
+def test_a_change_that_is_stopped_at_any_line_is_made_or_not(name):
+    act = MUTATORS[name]
+    params, opt = make_optimizer()
+    before = observed(opt)
+    act(opt, params)
+    after = observed(opt)
+    assert before != after
+    params, opt = make_optimizer()
+    lines, seen = stopped_at(0, lambda: act(opt, params)), set()
+    for number in range(1, lines + 1):
+        params, opt = make_optimizer()
+        stopped_at(number, lambda opt=opt, params=params: act(opt, params))
+        found = observed(opt)
+        assert found in (before, after), number
+        seen.add(found == after)
+        if "e" in params and "e" not in opt.names:
+            del params["e"]
+        if "a" not in opt.names:
+            params.pop("a", None)
+        twin_params, twin = make_optimizer()
+        if found == after:
+            act(twin, twin_params)
+        for each, own in ((opt, params), (twin, twin_params)):
+            for _ in range(2):
+                each.step({key: np.ones_like(each[key].data) for key in each.names})
+        assert observed(opt) == observed(twin), number
+    assert seen == {True, False}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import delitem, setitem
 from typing import Any
 
 from optimkit.containers.param import Param
@@ -40,10 +42,12 @@ class Growth:
         trees = [*self.roots, *(branch for _, _, branch in self.grafts)]
         return [leaf for tree in trees for leaf in tree.leaves()]
 
-    def apply(self) -> None:
+    def grafting(self) -> list[Callable[[], Any]]:
+        """What puts the new branches into their trees, calls of compiled code."""
+        calls: list[Callable[[], Any]] = []
         for parent, key, branch in self.grafts:
-            parent.removed.discard(key)
-            parent.branches[key] = branch
+            calls += [partial(parent.removed.discard, key), partial(setitem, parent.branches, key, branch)]
+        return calls
 
 
 def grow(roots: Sequence[Tree], source: Any, name: str) -> Growth:
@@ -80,15 +84,17 @@ def _graft(tree: Tree, key: Any, value: Any) -> tuple[Tree, Any, Tree]:
     return tree, key, read_tree(value, join(tree.name, key), isinstance(key, str))
 
 
-def prune(root: Tree, leaf: Leaf) -> bool:
-    """Take a leaf out of a tree; whether anything is left of it."""
+def prune(root: Tree, leaf: Leaf) -> tuple[bool, list[Callable[[], Any]]]:
+    """Whether anything is left of a tree without a leaf, and what takes that out, calls of compiled code."""
     if root.leaf is not None:
-        return root.leaf is not leaf
-    for key, branch in list(root.branches.items()):
-        if not prune(branch, leaf):
-            del root.branches[key]
-            root.removed.add(key)
-    return bool(root.branches)
+        return root.leaf is not leaf, []
+    calls: list[Callable[[], Any]] = []
+    left = 0
+    for key, branch in root.branches.items():
+        stays, below = prune(branch, leaf)
+        calls += below if stays else [partial(delitem, root.branches, key), partial(root.removed.add, key)]
+        left += stays
+    return left > 0, calls
 
 
 def locate(roots: Sequence[Tree], leaf: Leaf) -> tuple[Tree | None, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from optimkit.containers.param import Where
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.run import Run
+from optimkit.engines.protocol import Call
 from optimkit.rules.links import Transform
 from optimkit.rules.numbers import REQUIRED, shown
 from optimkit.rules.rule import Rule
@@ -136,9 +138,8 @@ class Hyperparameters(Rule, base=True):
                 return
             run.refuse_in_step("set()")
             chosen = run.select(where)
-            groups = list(dict.fromkeys(entry.group for entry in chosen))
-            self._check(groups, [self._coerce_all(values)] * len(groups))
-            self._change(self._split_off(chosen), values, listed=False)
+            groups, split = self._split_off(chosen)
+            self._change(groups, values, split)
 
     def _coerce_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._coerce(name, value) for name, value in values.items()}
@@ -152,14 +153,17 @@ class Hyperparameters(Rule, base=True):
         else:
             super().__setattr__(name, value)
 
-    def _change(self, groups: list[Group], values: Mapping[str, Any], listed: bool = True) -> None:
-        """Set values; all are checked, also against each other, before any is taken. `listed`: lists are by group."""
+    def _change(self, groups: list[Group], values: Mapping[str, Any], split: Sequence[Call] | None = None) -> None:
+        """Set values; all are checked, also against each other, before any is taken.
+
+        `split` makes the groups, where they are some of the parameters alone; else a list has a value for each.
+        """
         changes: list[dict[str, Any]] = [{} for _ in groups]
         for name, value in values.items():
-            for change, group, each in zip(changes, groups, self._for_groups(name, value, groups, listed), strict=True):
+            for change, group, each in zip(changes, groups, self._for_groups(name, value, groups, split is None), strict=True):
                 change.update(self._changed(group, name, each))
         self._check(groups, changes)
-        structure = any(
+        structure = bool(split) or any(
             name not in self._numbers or name in self._starts or (group.values[name] is None) != (value is None)
             for group, change in zip(groups, changes, strict=True)
             for name, value in change.items()
@@ -172,12 +176,10 @@ class Hyperparameters(Rule, base=True):
             kind = type(self).__name__
             told = f"{kind}: the schedule {shown(old)} of {name} was replaced by a number{also}"
             warnings.warn(told, RuntimeWarning, stacklevel=4)
-        for group, change in zip(groups, changes, strict=True):
-            self._take(group, change)
+        calls = [call for group, change in zip(groups, changes, strict=True) for call in group.taking(change)]
         if groups is self._run.groups and self._run.first not in groups:  # no parameter has it: what comes is as the others
-            self._take(self._run.first, changes[0])
-        if structure:
-            self._run.forget()
+            calls += self._run.first.taking(changes[0])
+        self._run.change([*(split or ()), *calls], structure)
 
     def _for_groups(self, name: str, value: Any, groups: list[Group], listed: bool) -> list[Any]:
         """A value for each group: what is read of groups that differ is a list, and may be set."""
@@ -225,13 +227,6 @@ class Hyperparameters(Rule, base=True):
                     "known from it; use opt.scale_lr(factor), or set the rate before or after"
                 )
 
-    def _take(self, group: Group, change: Mapping[str, Any]) -> None:
-        group.values.update(change)
-        for name in change:
-            group.read.pop(name, None)
-        if "lr" in change:
-            group.set_rate(1.0, 1.0 if callable(change["lr"]) else group.product)
-
     # ---- groups
 
     def _make_group(self, own: Mapping[str, Any]) -> Group:
@@ -245,23 +240,24 @@ class Hyperparameters(Rule, base=True):
         self.validate(group.rule(type(self)))
         return group
 
-    def _split_off(self, chosen: list[Entry]) -> list[Group]:
-        """Groups that hold exactly the parameters that were chosen."""
-        run, result = self._run, []
-        for group in list(run.groups):
+    def _split_off(self, chosen: list[Entry]) -> tuple[list[Group], list[Call]]:
+        """Groups that hold exactly the parameters that were chosen, and what makes them so."""
+        run, found, came = self._run, [], []
+        calls: list[Call] = []
+        for group in run.groups:
             inside = [entry for entry in chosen if entry.group is group]
             if not inside:
                 continue
             if len(inside) == sum(entry.group is group for entry in run.entries):
-                result.append(group)
+                found.append(group)
                 continue
             new = group.copied({})
-            for entry in inside:
-                entry.group = new
-            run.groups.append(new)
-            result.append(new)
-        run.forget()
-        return result
+            calls += [partial(setattr, entry, "group", new) for entry in inside]
+            came.append(new)
+            found.append(new)
+        if came:
+            calls.append(partial(setattr, run, "groups", [*run.groups, *came]))
+        return found, calls
 
 
 class _Structure:

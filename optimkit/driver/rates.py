@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 from optimkit.driver.hyperparameters import Hyperparameters
+from optimkit.engines.protocol import Call
 from optimkit.rules.numbers import Range, coerce_number, shown
 
 
@@ -52,13 +54,15 @@ class Rates(Hyperparameters, base=True):
                 schedule = callable(group.values["lr"])
                 rate = group.multiplier if schedule else self._current(group, "lr")
                 values.append(coerce_number(f"{kind}: lr, scaled by {factor!r},", rate * factor, number.range_of(None)))
+            calls: list[Call] = []
             for group, value in zip(run.all_groups, values, strict=True):
                 if callable(group.values["lr"]):
-                    group.set_rate(group.scale * factor, group.since)
+                    calls += group.scaling(factor)
                 elif group.product:
-                    self._take(group, {"lr": value})
+                    calls += group.taking({"lr": value})
                 else:  # 0 by a scheduler: what it comes back to
-                    group.values["lr"] *= factor
+                    calls.append(partial(group.values.update, lr=group.values["lr"] * factor))
+            run.change(calls, structure=False)
 
     def _require_rate(self, what: str) -> None:
         if "lr" not in self._numbers:

@@ -6,11 +6,10 @@ steps, state. What is prepared is made anew after a change of structure (`forget
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 import weakref
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from optimkit.driver.entries.group import Group
 from optimkit.driver.entries.selection import check_links, select
 from optimkit.driver.entries.slots import called
 from optimkit.driver.gradients.collect import Gradients
+from optimkit.driver.living import living
 from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
@@ -32,6 +32,8 @@ from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.underway import Underway
 from optimkit.driver.steps.uniforms import SharedSlots
 from optimkit.driver.steps.warm import WarmStep
+from optimkit.engines.atomic import at_once
+from optimkit.engines.protocol import Call
 from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform
 from optimkit.rules.numbers import coerce_number
@@ -112,7 +114,7 @@ class Run:
     lock: Any = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        _living.add(self)
+        living.add(self)
 
     @property
     def count(self) -> int:
@@ -170,7 +172,7 @@ class Run:
 
     def shares(self, link: Transform) -> bool:
         """Whether another optimizer has a link too."""
-        return any(other is not self and any(each is link for each in other.links) for other in list(_living))
+        return any(other is not self and any(each is link for each in other.links) for other in list(living))
 
     def chain_of(self, group: Group, param: Param | None = None, name: str = "", names: Container[str] = ()) -> Chain:
         """The chain of a parameter, one of `names`, with the values of a group; all links where there is no parameter."""
@@ -293,8 +295,21 @@ class Run:
 
     def forget(self) -> None:
         """Structure changed: what is prepared is made anew at the next step."""
+        self._change_structure(())
+
+    def change(self, calls: Iterable[Call], structure: bool = True) -> None:
+        """Make calls of compiled code that change something: all, or none. Where `structure` changes, all is made anew.
+
+        A handler of a signal that steps meanwhile is refused, as in a step.
+        """
+        if structure:
+            self.stepping.call(partial(self._change_structure, calls))
+        else:
+            at_once(calls)
+
+    def _change_structure(self, calls: Iterable[Call]) -> None:
         self.store_counts()
-        self.__dict__.update(steps=None, **self._no_gradients())  # all at once
+        at_once([*calls, partial(self.__dict__.update, steps=None, **self._no_gradients())])
 
     def _no_gradients(self) -> dict[str, Any]:
         """What to set, at once, so that gradients and containers are looked at anew in the next step."""
@@ -332,16 +347,3 @@ class Run:
 
 def _ask(schedule: Any, count: Any) -> Any:
     return schedule(count)
-
-
-_living: weakref.WeakSet[Run] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    """A thread that held a lock when the process was forked is not there in the child."""
-    for run in list(_living):
-        run.lock, run.stepping = threading.RLock(), Underway()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)

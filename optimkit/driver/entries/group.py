@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from optimkit.engines.protocol import Call
 from optimkit.rules.rule import Rule
 
 DROPPED = -1  # the key of the product of factors whose schedulers are no more
@@ -47,6 +49,15 @@ class Group:
     def _multiply(self) -> None:
         self.multiplier = self.scale * (self.product / self.since)
 
+    def taking(self, change: Mapping[str, Any]) -> list[Call]:
+        """What takes other values, calls of compiled code. A rate is read as it was set, unless it is a schedule."""
+        read = {name: value for name, value in self.read.items() if name not in change}
+        also: dict[str, Any] = {"read": read}
+        if "lr" in change:
+            since = 1.0 if callable(change["lr"]) else self.product
+            also |= {"scale": 1.0, "since": since, "multiplier": self.product / since}
+        return [partial(self.values.update, change), partial(self.__dict__.update, also)]
+
     @property
     def product(self) -> float:
         """Of the schedulers' factors."""
@@ -61,10 +72,10 @@ class Group:
         self.factors[key] = factor
         self._multiply()
 
-    def set_rate(self, scale: float, since: float) -> None:
-        """The rate was set, or scaled."""
-        self.scale, self.since = scale, since
-        self._multiply()
+    def scaling(self, factor: float) -> list[Call]:
+        """What scales a rate that is a schedule."""
+        scale = self.scale * factor
+        return [partial(self.__dict__.update, scale=scale, multiplier=scale * (self.product / self.since))]
 
     def drop(self, keys: list[int]) -> None:
         """Keep the factors of schedulers that are no more as one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from optimkit.containers.growth import Growth, grow, prune, split_groups
@@ -14,6 +15,8 @@ from optimkit.driver.entries.selection import check_links
 from optimkit.driver.gradients.collect import own_gradient
 from optimkit.driver.gradients.overlaps import check_weights
 from optimkit.driver.run import Run
+from optimkit.driver.steps.uniforms import SharedSlots
+from optimkit.engines.protocol import Call
 
 
 def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callable[[Mapping[str, Any]], Group]) -> None:
@@ -34,16 +37,17 @@ def attach(run: Run, params: Any, values: Mapping[str, Any], make_group: Callabl
     added = [_make_entry(leaf, group) for group, growth in found for leaf in growth.leaves()]
     check_links(run.links, [*run.entries, *added])
     check_weights({entry.name: entry.param.data for entry in [*run.entries, *added]}, run.slots_shown())
+    entries = [*run.entries, *added]
+    used, came = {id(entry.group) for entry in entries}, [entry.group for entry in added]
+    now = {
+        "entries": entries,
+        "roots": [*run.roots, *(root for _, growth in found for root in growth.roots)],
+        "groups": [group for group in dict.fromkeys([run.first, *run.groups, *came]) if id(group) in used],
+    }
     for entry in added:
         entry.param.placed(entry.name)
-    for _, growth in found:
-        growth.apply()
-    run.entries = [*run.entries, *added]
-    run.roots = [*run.roots, *(root for _, growth in found for root in growth.roots)]
-    used = {id(entry.group) for entry in run.entries}
-    came = [entry.group for entry in added]
-    run.groups = [group for group in dict.fromkeys([run.first, *run.groups, *came]) if id(group) in used]
-    run.forget()
+    grafts = [call for _, growth in found for call in growth.grafting()]
+    run.change([*grafts, partial(run.__dict__.update, now)])
 
 
 def _make_entry(leaf: Leaf, group: Group) -> Entry:
@@ -56,34 +60,38 @@ def remove(run: Run, name: str) -> None:
     """Let a parameter go, with its state."""
     run.refuse_in_step("remove()")
     entry = run.entry(name)
-    run.forget()
-    run.entries = [other for other in run.entries if other is not entry]
-    run.roots = [root for root in run.roots if prune(root, entry.leaf)]
-    run.groups = [group for group in run.groups if any(each.group is group for each in run.entries)] or [run.first]
+    entries = [other for other in run.entries if other is not entry]
+    pruned = [prune(root, entry.leaf) for root in run.roots]
+    now = {
+        "entries": entries,
+        "roots": [root for root, (left, _) in zip(run.roots, pruned, strict=True) if left],
+        "groups": [group for group in run.groups if any(each.group is group for each in entries)] or [run.first],
+    }
+    run.change([*(call for _, calls in pruned for call in calls), partial(run.__dict__.update, now)])
 
 
 def reset(run: Run, where: Where) -> None:
     """Forget state and counts. What is constant is the caller's, and stays."""
     run.refuse_in_step("reset()")
-    chosen = run.select(where)
-    run.forget()
-    for entry in chosen:
+    calls: list[Call] = []
+    for entry in run.select(where):
         constant = {key for key, slot in run.chain(entry).slots().items() if slot.is_constant}
-        entry.slots = {key: value for key, value in entry.slots.items() if key in constant}
-        entry.uniforms.clear()
-        entry.starts.clear()
-        entry.t = 0
+        kept = {key: value for key, value in entry.slots.items() if key in constant}
+        calls.append(partial(entry.__dict__.update, slots=kept, uniforms={}, starts={}, t=0))
     if where is None:
-        run.shared.clear()
+        calls.append(partial(setattr, run, "shared", SharedSlots()))
+    run.change(calls)
 
 
 def set_frozen(run: Run, where: Where, frozen: bool) -> None:
     """Freeze parameters, or let them go on."""
     run.refuse_in_step("freeze()" if frozen else "unfreeze()")
-    for entry in run.select(where):
-        entry.frozen = frozen
+    chosen = {id(entry) for entry in run.select(where)}
+    calls: list[Call] = [partial(setattr, entry, "frozen", frozen) for entry in run.entries if id(entry) in chosen]
     if run.gradients is not None:
-        run.gradients.find_frozen()
+        now = [frozen if id(entry) in chosen else entry.frozen for entry in run.entries]
+        calls.append(partial(setattr, run.gradients, "frozen", [place for place, each in enumerate(now) if each]))
+    run.change(calls, structure=False)
 
 
 def zero_own_gradients(run: Run, set_to_none: bool) -> None:
