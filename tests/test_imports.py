@@ -41,6 +41,7 @@ ROOMS = [
     "driver/members/changes",
     "driver/members/replace",
     "driver/run",
+    "driver/living",
     "driver/steps",
     "driver/members",  # the watch over containers
     "driver/gradients",

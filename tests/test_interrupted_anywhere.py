@@ -175,7 +175,7 @@ def test_a_step_that_is_stopped_at_any_line(backend, name, threads, monkeypatch)
     case = Case(backend, steps, act)
     lines = stopped_at(0, lambda: act(case))
     ends.add(case.check(twin) - steps)
-    for number in range(1, lines + 1, 1 if EVERY_LINE else max(1, lines // 60)):
+    for number in range(1, lines + 1, 1 if EVERY_LINE else max(1, lines // 40)):
         case = Case(backend, steps, act)
         stopped_at(number, lambda case=case: act(case))
         count = case.check(twin)
@@ -347,7 +347,7 @@ def test_a_change_that_is_stopped_at_any_line_is_made_or_not(name):
         twin_params, twin = make_optimizer()
         if found == after:
             act(twin, twin_params)
-        for each, own in ((opt, params), (twin, twin_params)):
+        for each in (opt, twin):
             for _ in range(2):
                 each.step({key: np.ones_like(each[key].data) for key in each.names})
         assert observed(opt) == observed(twin), number

@@ -196,7 +196,8 @@ def test_nothing_is_compiled_while_the_rate_changes(cupy: Any) -> None:
     before = counters.compiles, counters.cache_hits
     for _ in range(3):
         opt.step(g)
-    opt.lr = 0.5
+    with pytest.warns(RuntimeWarning, match="was replaced by a number"):
+        opt.lr = 0.5
     opt.step(g)
     assert (counters.compiles, counters.cache_hits) == before
 
