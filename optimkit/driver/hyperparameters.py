@@ -81,7 +81,8 @@ class Hyperparameters(Rule, base=True):
             now = tuple(float(self._run.number(group, (0, name, position))) for position in range(len(value)))
         elif value is not None:
             now = float(self._run.number(group, (0, name, None)))
-        group.read[name] = self._run.count, now
+        if any(map(callable, value if isinstance(value, tuple) else (value,))):
+            group.read[name] = self._run.count, now
         return now
 
     def _shown(self) -> dict[str, Any]:
@@ -186,7 +187,8 @@ class Hyperparameters(Rule, base=True):
         number = self._numbers.get(name)
         own = listed and len(groups) > 1 and isinstance(value, list)
         if not own or (number is not None and number.many and not all(isinstance(each, list | tuple) for each in value)):
-            return [self._coerce(name, value)] * len(groups)
+            coerced = number.coerce(value) if number is not None else self._coerce(name, value)
+            return [coerced] * len(groups)
         if len(value) != len(groups):
             what = f"{type(self).__name__}: {name} = {shown(value)}"
             raise ValueError(f"{what} must be one value, or a list of {len(groups)}, one for each group")
@@ -210,6 +212,8 @@ class Hyperparameters(Rule, base=True):
     def _as_read(self, group: Group, name: str) -> Any:
         """What is read of a number now; None for a schedule that was not read in this step: setting calls none."""
         value = group.values[name]
+        if isinstance(value, float) and (name != "lr" or group.multiplier == 1.0):
+            return value
         if not any(map(callable, value if isinstance(value, tuple) else (value,))):
             return self._current(group, name)
         count, now = group.read.get(name, (None, None))
@@ -219,7 +223,7 @@ class Hyperparameters(Rule, base=True):
         """Raise unless values may be set."""
         kind = type(self)
         for group, change in zip(groups, changes, strict=True):
-            self.validate(Group({**group.values, **change}).rule(kind))
+            self.validate(group.rule(kind, change))
             rate = change.get("lr")
             if isinstance(rate, float) and not group.product:
                 raise ValueError(

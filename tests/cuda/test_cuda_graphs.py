@@ -26,6 +26,7 @@ def test_a_replayed_step_is_a_step(cupy: Any, options: dict[str, Any]) -> None:
     host = optimkit.AdamW({"w": np.ones(5000, np.float32)}, lr=1e-2, **options)
     device = optimkit.AdamW({"w": cupy.ones(5000, cupy.float32)}, lr=1e-2, capturable=True, **options)
     g, stream = cupy.zeros(5000, cupy.float32), cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()  # the arrays were made on another stream
     with stream:
         g.set(grads[0])
         device.step({"w": g})

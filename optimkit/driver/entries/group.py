@@ -51,12 +51,15 @@ class Group:
 
     def taking(self, change: Mapping[str, Any]) -> list[Call]:
         """What takes other values, calls of compiled code. A rate is read as it was set, unless it is a schedule."""
-        read = {name: value for name, value in self.read.items() if name not in change}
-        also: dict[str, Any] = {"read": read}
-        if "lr" in change:
-            since = 1.0 if callable(change["lr"]) else self.product
-            also |= {"scale": 1.0, "since": since, "multiplier": self.product / since}
-        return [partial(self.values.update, change), partial(self.__dict__.update, also)]
+        calls: list[Call] = [partial(self.values.update, change)]
+        also: dict[str, Any] = {}
+        if self.read:
+            also["read"] = {name: value for name, value in self.read.items() if name not in change}
+        if "lr" in change and (self.factors or self.scale != 1.0 or self.since != 1.0):
+            product = self.product
+            since = 1.0 if callable(change["lr"]) else product
+            also |= {"scale": 1.0, "since": since, "multiplier": product / since}
+        return [*calls, partial(self.__dict__.update, also)] if also else calls
 
     @property
     def product(self) -> float:
@@ -83,8 +86,10 @@ class Group:
         self.factors = {DROPPED: self.factors.pop(DROPPED, 1.0) * dropped, **self.factors}
         self._multiply()
 
-    def rule(self, kind: type[Rule]) -> Any:
-        """A rule with this group's values: no parameters, no driver."""
+    def rule(self, kind: type[Rule], change: Mapping[str, Any] | None = None) -> Any:
+        """A rule with this group's values, or some others: no parameters, no driver."""
         rule = object.__new__(kind)
         rule.__dict__.update(self.values)
+        if change is not None:
+            rule.__dict__.update(change)
         return rule
