@@ -62,7 +62,8 @@ def assemble(text: str, architecture: int) -> list[tuple[str, int, int, int]]:
 
     program = nvrtc.createProgram(text, "optimkit.cu", (), ())
     try:
-        nvrtc.compileProgram(program, (*OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"))
+        fresh = ("--no-cache",) if nvrtc.getVersion() >= (12, 9) else ()  # what it has kept comes without the assembler's log
+        nvrtc.compileProgram(program, (*OPTIONS, *fresh, f"-arch=sm_{architecture}", "--ptxas-options=-v"))
         log = nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)
