@@ -10,6 +10,7 @@ import pytest
 
 import optimkit
 from optimkit import SGD, Adam, Optimizer, Scalar, norm, total, transforms, zeros
+from optimkit.driver.run import Run
 
 try:
     import torch
@@ -303,3 +304,21 @@ def test_a_malformed_state_is_one_error_and_changes_nothing(path, value):
         opt.load_state_dict(_changed(saved, path, value))
     now = opt.state_dict()
     assert str(now) == str(saved)
+
+
+def test_saving_and_loading_do_for_each_parameter_what_is_its_own(monkeypatch):
+    """What is asked of all names, or of all parameters, is asked once: 100,000 parameters are saved in a second."""
+    asked = []
+    names = Run.names.fget
+    monkeypatch.setattr(Run, "names", property(lambda run: (asked.append(1), names(run))[1]))
+    for where in (None, "p1*"):
+        params = {f"p{i}": np.ones(2) for i in range(200)}
+        opt = Adam(params, transforms=[transforms.ClipByGlobalNorm(1.0, where=where)])
+        opt.step({name: np.ones(2) for name in params})
+        saved = opt.state_dict()
+        asked.clear()
+        opt.load_state_dict(saved)
+        opt.state_dict()
+        dict(opt.state)
+        opt.step({name: np.ones(2) for name in params})
+        assert len(asked) <= 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import array_api_compat
@@ -45,8 +46,13 @@ def device(x: Any) -> Hashable:
 def dtype_name(x: Any) -> str:
     """The name of the dtype, without its library: "float32"."""
     if isinstance(x, np.ndarray | np.generic):
-        return str(x.dtype)
+        return _name_of(x.dtype)
     return str(x.dtype).rpartition(".")[2].strip("<>'")
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return str(dtype)  # which takes some microseconds
 
 
 def described(library: str, shape: tuple[int, ...], dtype: str, device: Hashable) -> str:

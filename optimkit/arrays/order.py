@@ -6,6 +6,7 @@ State is kept flat in this order, gradients are read in it, reductions follow it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class MemoryOrder(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        return self.axes == tuple(range(len(self.axes))) and not any(self.flips)
+        return _is_plain(self.axes, self.flips)
 
     def apply(self, x: Any) -> Any:
         """An array of the weight's shape, seen in memory order of the weight."""
@@ -47,8 +48,15 @@ class MemoryOrder(NamedTuple):
 
     def restore(self, x: Any, shape: Sequence[int]) -> Any:
         """An array in memory order, flat or not, seen in the weight's shape."""
+        if self.is_plain:
+            return library_of(x).reshape(x, tuple(shape))
         x = library_of(x).reshape(x, self.shape(shape))
-        return x if self.is_plain else x[self._flipped()].transpose(tuple(map(self.axes.index, range(len(self.axes)))))
+        return x[self._flipped()].transpose(tuple(map(self.axes.index, range(len(self.axes)))))
 
     def _flipped(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+
+
+@cache
+def _is_plain(axes: tuple[int, ...], flips: tuple[bool, ...]) -> bool:
+    return axes == tuple(range(len(axes))) and not any(flips)

@@ -112,9 +112,10 @@ class Membership(Rates, base=True):
 
     def __getitem__(self, name: str) -> Param:
         entry = self._run.entry(name)
-        entry.handed_out = True
-        if self._run.watch is not None:
-            self._run.watch.watch(entry)
+        if not entry.handed_out and not isinstance(entry.anchor, Param):
+            entry.handed_out = True
+            if self._run.watch is not None:
+                self._run.watch.watch(entry)
         return entry.param
 
     def __contains__(self, name: object) -> bool:

@@ -6,7 +6,9 @@ import weakref
 from functools import partial
 from typing import Any
 
+from optimkit.driver.entries.group import Group
 from optimkit.driver.hyperparameters import Hyperparameters
+from optimkit.driver.run import Run
 from optimkit.engines.protocol import Call
 from optimkit.rules.numbers import Range, coerce_number, shown
 
@@ -50,12 +52,12 @@ class Rates(Hyperparameters, base=True):
             if callable(factor):
                 raise ValueError(f"{kind}: factor = {shown(factor)} must be a number")
             values: list[Any] = []
-            for group in run.all_groups:
+            for group in _all_groups(run):
                 schedule = callable(group.values["lr"])
                 rate = group.multiplier if schedule else self._current(group, "lr")
                 values.append(coerce_number(f"{kind}: lr, scaled by {factor!r},", rate * factor, number.range_of(None)))
             calls: list[Call] = []
-            for group, value in zip(run.all_groups, values, strict=True):
+            for group, value in zip(_all_groups(run), values, strict=True):
                 if callable(group.values["lr"]):
                     calls += group.scaling(factor)
                 elif group.product:
@@ -78,7 +80,7 @@ class Rates(Hyperparameters, base=True):
             self._require_rate("scheduled")
             run = self._run
             gone = [key for key, owners in run.owners.items() if not owners]
-            for group in run.all_groups if gone else ():
+            for group in _all_groups(run) if gone else ():
                 group.drop(gone)
             for key in gone:
                 del run.owners[key]
@@ -94,5 +96,10 @@ class Rates(Hyperparameters, base=True):
     def _set_factor(self, key: int, factor: float) -> None:
         """Set a factor of the learning rate in all groups; groups made later copy it."""
         with self._run.lock:
-            for group in self._run.all_groups:
+            for group in _all_groups(self._run):
                 group.set_factor(key, factor)
+
+
+def _all_groups(run: Run) -> list[Group]:
+    """Those of parameters, and that of parameters to come."""
+    return list(dict.fromkeys([run.first, *run.groups]))

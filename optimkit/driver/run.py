@@ -112,6 +112,7 @@ class Run:
     owners: dict[int, weakref.WeakSet[Any]] = field(default_factory=dict)
     captured: list[Any] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
+    _named: tuple[Any, dict[str, Entry]] = (None, {})
 
     def __post_init__(self) -> None:
         living.add(self)
@@ -128,21 +129,22 @@ class Run:
     # ---- looking up
 
     @property
-    def all_groups(self) -> list[Group]:
-        """Those of parameters, and that of parameters to come."""
-        return list(dict.fromkeys([self.first, *self.groups]))
-
-    @property
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries]
 
+    @property
+    def by_name(self) -> dict[str, Entry]:
+        """The entries by name; made once for a list of entries, which each change replaces."""
+        if self._named[0] is not self.entries:
+            self._named = self.entries, {entry.name: entry for entry in self.entries}
+        return self._named[1]
+
     def entry(self, name: str) -> Entry:
         """The parameter of a name, with its count as it is now."""
-        self.store_counts()
-        for entry in self.entries:
-            if entry.name == name:
-                return entry
-        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.names) or 'none yet'}")
+        if name not in self.by_name:
+            raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.names) or 'none yet'}")
+        self.store_count(self.by_name[name])
+        return self.by_name[name]
 
     def select(self, where: Where) -> list[Entry]:
         """The parameters that `where` selects, with their counts; an error where there are none."""
@@ -164,11 +166,11 @@ class Run:
 
     # ---- rules and numbers
 
-    def chain(self, entry: Entry | None = None, names: Container[str] | None = None) -> Chain:
-        """The chain of a parameter, one of `names`; without one, that of the first group with all links."""
+    def chain(self, entry: Entry | None = None) -> Chain:
+        """The chain of a parameter; without one, that of the first group with all links."""
         if entry is None:
             return self.chain_of(self.groups[0])
-        return self.chain_of(entry.group, entry.param, entry.name, frozenset(self.names) if names is None else names)
+        return self.chain_of(entry.group, entry.param, entry.name, self.by_name)
 
     def shares(self, link: Transform) -> bool:
         """Whether another optimizer has a link too."""
@@ -226,15 +228,14 @@ class Run:
         """The buckets of the parameters as they are now."""
         settings = self.settings
         check, device_count = settings.nonfinite != "allow", settings.nonfinite == "skip" or settings.capturable
-        chain_of = partial(self.chain, names=frozenset(self.names))
-        return build_buckets(self.entries, chain_of, check, settings.engine, device_count)
+        return build_buckets(self.entries, self.chain, check, settings.engine, device_count)
 
     def ready_steps(self) -> Steps:
         """The steps, made anew where structure changed."""
         if self.steps is None:
             settings = self.settings
             exchange = Exchange(len(self.entries))
-            self.ensure_shared()
+            self.shared.ensure(self.chain().slots(), fresh=not self.count)
             steps = Steps(self.build_buckets(), exchange, self.shared, settings.nonfinite, settings.capturable)
             if self.captured:
                 warnings.warn(
@@ -316,10 +317,6 @@ class Run:
         seen = {} if self.gradients is None else {"ever": self.gradients.ever, "passed": self.gradients.passed}
         return {"gradients": None, "watch": None, "warm": None, "warm_tried": False, **seen}
 
-    def ensure_shared(self) -> None:
-        """Make the slots that the optimizer has once."""
-        self.shared.ensure(self.chain().slots(), fresh=not self.count)
-
     def show_slots(self) -> None:
         """The caller has views of slots: a gradient, or a weight, can share memory with them from now on."""
         if not self.shown:
@@ -338,6 +335,10 @@ class Run:
             if entry.taken is not entry.param.data and data_of(entry.anchor) is entry.param.data:
                 entry.take_data()  # adopted already, as the container has it
         self.whole = True
+
+    def store_count(self, entry: Entry) -> None:
+        if self.steps is not None:
+            self.steps.store_count(entry)
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""

@@ -53,10 +53,17 @@ class ContainerWatch:
             data.append(entry.param.data)
 
     def _remember(self, seen: list[Any]) -> None:
-        """`seen` are the arrays of `params`. `ids` tell what `standing` gives where nothing was replaced, one by one."""
+        """`seen` are the arrays of `params`."""
         self.seen = seen
-        expected = [*self.in_containers, *seen, *(entry.param.data for entry in self.holders)]
-        self.ids = np.array([id(x) for x in expected], np.int64)
+        self._ids: np.ndarray | None = None
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids of what `standing` gives where nothing was replaced, one by one; another array where they are others."""
+        if self._ids is None:
+            expected = [*self.in_containers, *self.seen, *(entry.param.data for entry in self.holders)]
+            self._ids = np.array([id(x) for x in expected], np.int64)
+        return self._ids
 
     def changed(self) -> list[Entry]:
         """Adopt what was replaced; the entries whose array is another one now.
@@ -111,9 +118,9 @@ class ContainerWatch:
 
     def watch(self, entry: Entry) -> None:
         """The caller has the entry's Param, and may set its data."""
-        if entry not in self.params:
-            self.params.append(entry)
-            self._remember([*self.seen, entry.taken])
+        self.params.append(entry)
+        self.seen.append(entry.taken)
+        self._ids = None
 
     def _walk(self, tree: Tree, now: Any, pending: dict[Entry, Any], moves: list[tuple[Tree, Any, dict[Any, Any]]]) -> None:
         """Compare a tree with what stands in its place now."""

@@ -8,6 +8,9 @@ from typing import Any
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.run import Run
 from optimkit.rules.chain import SlotKey
+from optimkit.rules.slots import Slot
+
+_Declared = tuple[Mapping[SlotKey, Slot], dict[str, SlotKey]]
 
 
 class SlotView(Mapping[str, Any]):
@@ -17,17 +20,15 @@ class SlotView(Mapping[str, Any]):
     one in another memory order.
     """
 
-    def __init__(self, run: Run, entry: Entry) -> None:
-        chain = run.chain(entry)
-        declared = chain.slots()
+    def __init__(self, run: Run, entry: Entry, known: _Declared | None = None) -> None:
+        declared, self._keys = known or _declared(run, entry)
         entry.ensure_slots(declared)
         self._run, self._entry = run, entry
-        self._keys = {chain.slot_label(key): key for key, slot in declared.items() if slot.extent != "optimizer"}
 
     @property
     def t(self) -> int:
         """How many updates this parameter has had."""
-        self._run.store_counts()
+        self._run.store_count(self._entry)
         return self._entry.t
 
     def key(self, name: str) -> SlotKey:
@@ -54,6 +55,13 @@ class SlotView(Mapping[str, Any]):
         return f"<state of {self._entry.name!r}: t={self.t}, slots {', '.join(self._keys) or 'none'}>"
 
 
+def _declared(run: Run, entry: Entry) -> _Declared:
+    """The slots of a parameter, and their keys by what they are called."""
+    chain = run.chain(entry)
+    declared = chain.slots()
+    return declared, {chain.slot_label(key): key for key, slot in declared.items() if slot.extent != "optimizer"}
+
+
 class StateView(Mapping[str, SlotView]):
     """The state of all parameters, live, by name. `view.shared` has the slots per optimizer."""
 
@@ -64,14 +72,19 @@ class StateView(Mapping[str, SlotView]):
     def shared(self) -> dict[str, Any]:
         """The slots that the optimizer has once, 0-d float64 arrays."""
         chain = self._run.chain()
-        self._run.ensure_shared()
+        self._run.shared.ensure(chain.slots(), fresh=not self._run.count)
         self._run.show_slots()
         return {chain.slot_label(key): value[...] for key, value in self._run.shared.items()}
 
     def all(self) -> list[tuple[Entry, SlotView]]:
         """All parameters, with their counts as they are now, and the views of their slots."""
-        self._run.store_counts()
-        return [(entry, SlotView(self._run, entry)) for entry in self._run.entries]
+        run, known = self._run, dict[Any, _Declared]()
+        run.store_counts()
+        alike = all(link.where is None for link in run.links)  # then parameters of a group have the same chain
+        for entry in run.entries if alike else ():
+            if entry.group not in known:
+                known[entry.group] = _declared(run, entry)
+        return [(entry, SlotView(run, entry, known.get(entry.group))) for entry in run.entries]
 
     def __getitem__(self, name: str) -> SlotView:
         return SlotView(self._run, self._run.entry(name))

@@ -175,11 +175,15 @@ class Bucket:
         """The weights that a step wrote, as the caller has them."""
         return [entry.param.data for entry, active in zip(self.entries, self.active, strict=True) if active]
 
-    def store_counts(self) -> None:
-        """Write the update counts back to the entries."""
+    def counts(self) -> np.ndarray:
+        """The update counts, as they are now."""
         if self.counts_on_device:
             self.t = cast(DeviceRunner, self.runner).get_counts()
-        for entry, t in zip(self.entries, self.t.tolist(), strict=True):
+        return self.t
+
+    def store_counts(self) -> None:
+        """Write the update counts back to the entries."""
+        for entry, t in zip(self.entries, self.counts().tolist(), strict=True):
             entry.t = t
 
 

@@ -101,6 +101,7 @@ class Steps:
             )
         self.host = HostSteps(on_host, exchange, shared, nonfinite) if on_host else None
         self.device = DeviceSteps(on_device, exchange, shared, nonfinite, capturable) if on_device else None
+        self._place_of = {id(entry): (bucket, n) for bucket in buckets for n, entry in enumerate(bucket.entries)}
         self._both: list[HostSteps | DeviceSteps] = [each for each in (self.host, self.device) if each is not None]
 
     @property
@@ -131,6 +132,12 @@ class Steps:
     def compiled_step(self) -> Callable[..., Any] | None:
         """What takes warm steps in compiled code, where all arrays are NumPy's."""
         return compiled_step((bucket.library.name, bucket.engine) for bucket in self.buckets)
+
+    def store_count(self, entry: Entry) -> None:
+        """Write the update count of one parameter back to it."""
+        found = self._place_of.get(id(entry))
+        if found is not None:  # else it was removed
+            entry.t = int(found[0].counts()[found[1]])
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
