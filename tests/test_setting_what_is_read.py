@@ -124,6 +124,7 @@ def test_scale_lr_multiplies_everything(name, lr):
     scheduler = SCHEDULERS[name](opt)
     expected = rates_to_come(opt, scheduler)
     opt.scale_lr(0.25)
+    assert callable(lr) == (" * exponential(" in repr(opt))
     assert opt.lr == [0.25 * rate for rate in expected[0]]
     for now, before in zip(rates_to_come(opt, scheduler), expected, strict=True):
         assert now == pytest.approx([0.25 * rate for rate in before], rel=1e-15)

@@ -99,6 +99,8 @@ class Hyperparameters(Rule, base=True):
     def _as_shown(self, group: Group, name: str) -> Any:
         """A value of a group: a number as it is read, a schedule as it was set."""
         value = group.values[name]
+        if name == "lr" and callable(value) and group.multiplier != 1.0:
+            return _Shown(f"{group.multiplier!r} * {value!r}")
         return self._current(group, name) if isinstance(value, float) and name in self._numbers else value
 
     # ---- setting
@@ -262,6 +264,13 @@ class Hyperparameters(Rule, base=True):
         if came:
             calls.append(partial(setattr, run, "groups", [*run.groups, *came]))
         return found, calls
+
+
+class _Shown(str):
+    """What a repr shows as it is."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 class _Structure:
