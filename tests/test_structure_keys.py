@@ -33,3 +33,17 @@ def test_each_value_has_a_kernel(told, expected):
     w = np.zeros(2)
     Scaled(w, told=told).step(np.ones(2))
     assert w.tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("where", [None, "a"])
+def test_a_value_that_python_calls_equal_can_be_set(where):
+    params = {"a": np.zeros(2), "b": np.zeros(2)}
+    opt = Scaled(params, told=(1,))
+    grads = {"a": np.ones(2), "b": np.ones(2)}
+    found = []
+    for told in ((1,), (1.0,), (True,), 0.0, -0.0):
+        opt.set(where=where, told=told)
+        before = params["a"][0]
+        opt.step(grads)
+        found.append(params["a"][0] - before)
+    assert found == [-2.0, -4.0, -1.0, -4.0, 4.0]

@@ -19,7 +19,7 @@ from optimkit.driver.run import Run
 from optimkit.engines.protocol import Call
 from optimkit.rules.links import Transform
 from optimkit.rules.numbers import REQUIRED, shown
-from optimkit.rules.rule import Rule
+from optimkit.rules.rule import Rule, exact
 
 
 class Hyperparameters(Rule, base=True):
@@ -200,7 +200,7 @@ class Hyperparameters(Rule, base=True):
         """What setting a value changes in a group: nothing, where it is what is read there."""
         old = group.values[name]
         if name not in self._numbers:
-            return {} if type(old) is type(value) and old == value else {name: value}
+            return {} if exact(old) == exact(value) else {name: value}
         if value is old and (value is None or callable(value)):
             return {}
         current = self._as_read(group, name)
@@ -288,7 +288,7 @@ class _Structure:
                 raise AttributeError(f"{type(rule).__name__} has no value for {self.name} yet")
             return own[self.name]
         values = [group.values[self.name] for group in own["_run"].groups]
-        return values[0] if all(value == values[0] for value in values) else values
+        return values[0] if len({exact(value) for value in values}) == 1 else values
 
     def __set__(self, rule: Any, value: Any) -> None:
         rule.__dict__[self.name] = value

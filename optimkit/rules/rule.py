@@ -149,7 +149,7 @@ class Rule:
     def _structure_key(self) -> Hashable:
         """What of this rule a kernel depends on: its class, structure, and which numbers are None."""
         absent = tuple(name for name, number in self._numbers.items() if number.optional and self.__dict__[name] is None)
-        values = tuple((name, _exact(self.__dict__[name])) for name in self._kernel_fields())
+        values = tuple((name, exact(self.__dict__[name])) for name in self._kernel_fields())
         follows = tuple((name, self.__dict__[name]) for name in self._numbers if isinstance(self.__dict__[name], Follow))
         return type(self), values, absent, follows
 
@@ -179,10 +179,10 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and isinstance(a, str | int | float | tuple) and a == b)
 
 
-def _exact(value: Any) -> Hashable:
+def exact(value: Any) -> Hashable:
     """A value as a key that equals that of no other: 0.0 and -0.0, (1,) and (1.0,) are equal in Python."""
     if isinstance(value, tuple):
-        return type(value), *map(_exact, value)
+        return type(value), *map(exact, value)
     if isinstance(value, frozenset):
-        return type(value), frozenset(map(_exact, value))
+        return type(value), frozenset(map(exact, value))
     return type(value), repr(value) if isinstance(value, float | complex) else value
