@@ -81,7 +81,7 @@ class Hyperparameters(Rule, base=True):
             now = tuple(float(self._run.number(group, (0, name, position))) for position in range(len(value)))
         elif value is not None:
             now = float(self._run.number(group, (0, name, None)))
-        if any(map(callable, value if isinstance(value, tuple) else (value,))):
+        if _is_scheduled(value):
             group.read[name] = self._run.count, now
         return now
 
@@ -132,10 +132,7 @@ class Hyperparameters(Rule, base=True):
         """
         run = self._run
         with run.lock:
-            known = (*self._numbers, *self._own_structure())
-            for name in values:
-                if name not in known:
-                    raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; it has {', '.join(known)}")
+            self._check_known(values, "it has")
             if where is None:
                 self._change(run.groups, values)
                 return
@@ -144,8 +141,11 @@ class Hyperparameters(Rule, base=True):
             groups, split = self._split_off(chosen)
             self._change(groups, values, split)
 
-    def _coerce_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._coerce(name, value) for name, value in values.items()}
+    def _check_known(self, values: Mapping[str, Any], what: str) -> None:
+        known = (*self._numbers, *self._own_structure())
+        for name in values:
+            if name not in known:
+                raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; {what} {', '.join(known)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_run" in self.__dict__ and (name in self._numbers or name in self._own_structure()):
@@ -216,7 +216,7 @@ class Hyperparameters(Rule, base=True):
         value = group.values[name]
         if isinstance(value, float) and (name != "lr" or group.multiplier == 1.0):
             return value
-        if not any(map(callable, value if isinstance(value, tuple) else (value,))):
+        if not _is_scheduled(value):
             return self._current(group, name)
         count, now = group.read.get(name, (None, None))
         return now if count == self._run.count else None
@@ -236,11 +236,8 @@ class Hyperparameters(Rule, base=True):
     # ---- groups
 
     def _make_group(self, own: Mapping[str, Any]) -> Group:
-        known = (*self._numbers, *self._own_structure())
-        for name in own:
-            if name not in known:
-                raise TypeError(f"{type(self).__name__} has no hyperparameter {name!r}; a group may set {', '.join(known)}")
-        coerced = self._coerce_all(own)
+        self._check_known(own, "a group may set")
+        coerced = {name: self._coerce(name, value) for name, value in own.items()}
         first = self._run.first
         group = Group({**first.values, **coerced}, dict(first.factors)) if "lr" in own else first.copied(coerced)
         self.validate(group.rule(type(self)))
@@ -292,6 +289,11 @@ class _Structure:
 
     def __set__(self, rule: Any, value: Any) -> None:
         rule.__dict__[self.name] = value
+
+
+def _is_scheduled(value: Any) -> bool:
+    """Whether a number, or one of several, is given by a schedule."""
+    return any(map(callable, value)) if isinstance(value, tuple) else callable(value)
 
 
 def _schedules(group: Group, change: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

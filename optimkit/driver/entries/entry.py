@@ -150,9 +150,7 @@ class Entry:
         return library.full(self.param.size, slot.value, dtype, self.view)
 
     def value(self, key: SlotKey) -> Any:
-        """A live view of a slot: in the weight's shape and library, or 0-d float64. It is no array of ours: it may be
-        resized, and the slot stays what it is.
-        """
+        """A live view of a slot: in the weight's shape and library, or 0-d float64; a new one each time, never our array."""
         if key in self.uniforms:
             return self.uniforms[key][...]
         return arrays.from_view(self.in_shape(self.slots[key]), self.param.data)

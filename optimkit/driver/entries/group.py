@@ -42,12 +42,15 @@ class Group:
     scale: float = 1.0
     since: float = 1.0
     read: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    multiplier: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._multiply()
+        self._take_factors(self.factors)
 
-    def _multiply(self) -> None:
-        self.multiplier = self.scale * (self.product / self.since)
+    def _take_factors(self, factors: dict[int, float]) -> None:
+        """Take factors, with what follows from them: at once."""
+        multiplier = self.scale * (float(math.prod(factors.values())) / self.since)
+        self.__dict__.update(factors=factors, multiplier=multiplier)
 
     def taking(self, change: Mapping[str, Any]) -> list[Call]:
         """What takes other values, calls of compiled code. A rate is read as it was set, unless it is a schedule."""
@@ -72,8 +75,7 @@ class Group:
 
     def set_factor(self, key: int, factor: float) -> None:
         """Set what a scheduler multiplies the rate by."""
-        self.factors[key] = factor
-        self._multiply()
+        self._take_factors({**self.factors, key: factor})
 
     def scaling(self, factor: float) -> list[Call]:
         """What scales a rate that is a schedule."""
@@ -82,9 +84,9 @@ class Group:
 
     def drop(self, keys: list[int]) -> None:
         """Keep the factors of schedulers that are no more as one."""
-        dropped = math.prod(self.factors.pop(key) for key in keys)
-        self.factors = {DROPPED: self.factors.pop(DROPPED, 1.0) * dropped, **self.factors}
-        self._multiply()
+        dropped = math.prod(self.factors[key] for key in [DROPPED, *keys] if key in self.factors)
+        kept = {key: factor for key, factor in self.factors.items() if key != DROPPED and key not in keys}
+        self._take_factors({DROPPED: dropped, **kept})
 
     def rule(self, kind: type[Rule], change: Mapping[str, Any] | None = None) -> Any:
         """A rule with this group's values, or some others: no parameters, no driver."""
