@@ -40,7 +40,9 @@ ROOMS = [
     "driver/state",
     "driver/members/changes",
     "driver/members/replace",
+    "driver/values",
     "driver/run",
+    "driver/orders",
     "driver/living",
     "driver/steps",
     "driver/members",  # the watch over containers

@@ -40,9 +40,10 @@ from optimkit.arrays.memory import (
     unwritable_ranges,
 )
 from optimkit.arrays.order import MemoryOrder
+from optimkit.arrays.streams import StreamOrder
 
 __all__ = ["DTYPES", "SUPPORTED", "UNSEEN", "DType", "Fingerprint", "Library", "MemoryOrder", "Placement", "Seen"]
 __all__ += ["address", "bounds", "byte_strides", "check_dtype", "check_readable", "check_weight", "copy_of", "describe"]
 __all__ += ["described", "device", "dtype_name", "fingerprint", "folds", "from_view", "guarded", "has_memory", "is_array"]
 __all__ += ["is_read_only", "is_traced", "itemsize", "library", "library_of", "named", "namespace", "on", "overlap"]
-__all__ += ["to_numpy", "unwritable_ranges", "view"]
+__all__ += ["StreamOrder", "to_numpy", "unwritable_ranges", "view"]

@@ -211,6 +211,7 @@ def count_launches(cupy: Any, contestant: Contestant) -> int | None:
         return None
     try:
         stream = cupy.cuda.Stream(non_blocking=True)
+        stream.wait_event(cupy.cuda.get_current_stream().record())  # the arrays were made there
         with stream:
             contestant.step()  # fills the stream's memory pool: nothing may be allocated while capturing
             stream.synchronize()

@@ -16,6 +16,7 @@ from optimkit.containers.param import Where
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.run import Run
+from optimkit.driver.values import number
 from optimkit.engines.protocol import Call
 from optimkit.rules.links import Transform
 from optimkit.rules.numbers import REQUIRED, shown
@@ -78,9 +79,9 @@ class Hyperparameters(Rule, base=True):
         value = group.values[name]
         now: Any = None
         if isinstance(value, tuple):
-            now = tuple(float(self._run.number(group, (0, name, position))) for position in range(len(value)))
+            now = tuple(float(number(self._run, group, (0, name, position))) for position in range(len(value)))
         elif value is not None:
-            now = float(self._run.number(group, (0, name, None)))
+            now = float(number(self._run, group, (0, name, None)))
         if _is_scheduled(value):
             group.read[name] = self._run.count, now
         return now

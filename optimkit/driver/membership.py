@@ -77,7 +77,7 @@ class Membership(Rates, base=True):
         TypeError
             If `new` can't be trained, or its container can't be changed. Nothing is changed then.
         """
-        with self._run.lock:
+        with self._run.touching(allocates=True):
             replace_array(self._run, self._run.entry(name), new, state)
 
     def reset(self, where: Where = None) -> None:
@@ -139,7 +139,7 @@ class Membership(Rates, base=True):
         dict
             Plain dicts, lists, numbers and arrays. Schedules and functions are code and not in it.
         """
-        with self._run.lock:
+        with self._run.touching():
             return state_dict(self._run)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -152,7 +152,7 @@ class Membership(Rates, base=True):
         ValueError
             If it does not fit; the message lists every difference, and nothing is changed.
         """
-        with self._run.lock:
+        with self._run.touching(allocates=True):
             before = self._run.links
             load_state_dict(self._run, saved)
             self._links_changed(dict(zip(map(id, before), self._run.links, strict=True)))
@@ -173,7 +173,7 @@ class Membership(Rates, base=True):
 
     def __getstate__(self) -> dict[str, Any]:
         fields = {name: self.__dict__[name] for name in (*self._numbers, *self._structure) if name in self.__dict__}
-        with self._run.lock:
+        with self._run.touching():
             return {"fields": fields, "run": pack(self._run)}
 
     def __setstate__(self, packed: dict[str, Any]) -> None:

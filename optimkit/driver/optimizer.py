@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from optimkit.driver.entries.group import Group
@@ -17,6 +18,7 @@ from optimkit.driver.membership import Membership
 from optimkit.driver.run import Run, Settings
 from optimkit.driver.step import take_step
 from optimkit.driver.steps.result import StepResult
+from optimkit.driver.values import step_number
 from optimkit.engines.choose import check_engine
 from optimkit.rules.chain import Conventions
 from optimkit.rules.links import Penalty, Transform, check_hooks
@@ -149,7 +151,7 @@ class Optimizer(Membership, base=True):
         0
         """
         run = self._run
-        with run.lock:
+        with run.touching(allocates=True):
             run.require_entries()
             run.refuse_in_step("warm_up()")
             run.compile_ahead()
@@ -177,10 +179,12 @@ class Optimizer(Membership, base=True):
             raise ValueError("upload_numbers() is for capturable = True; without it every step takes the numbers as they are")
         run = self._run
         with run.lock:
+            run.orders.enter()
             steps = run.ready_steps()
-            steps.fill_rows(run.step_number)
+            steps.fill_rows(partial(step_number, run))
             if steps.device is not None:
                 steps.device.upload()
+            run.orders.leave()
 
     def init(self, params: Any) -> Any:
         """The state of the functional form, for immutable arrays and jitted functions.

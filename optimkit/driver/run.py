@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from optimkit import arrays
 from optimkit.containers.param import Param, Where
 from optimkit.containers.tree import Tree, data_of
 from optimkit.driver.entries.entry import Entry
@@ -26,6 +26,7 @@ from optimkit.driver.entries.slots import called
 from optimkit.driver.gradients.collect import Gradients
 from optimkit.driver.living import living
 from optimkit.driver.members.watch import ContainerWatch
+from optimkit.driver.orders import Orders
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
 from optimkit.driver.steps.exchange import Exchange
@@ -36,7 +37,6 @@ from optimkit.engines.atomic import at_once
 from optimkit.engines.protocol import Call
 from optimkit.rules.chain import Chain, Conventions
 from optimkit.rules.links import Transform
-from optimkit.rules.numbers import coerce_number
 from optimkit.rules.rule import Rule
 
 
@@ -86,6 +86,8 @@ class Run:
         The schedulers that live, by the keys of their factors.
     captured : list
         What CUDA graphs of this optimizer go on using.
+    orders : Orders
+        What keeps the work on each device in order.
     """
 
     kind: type[Rule]
@@ -111,10 +113,13 @@ class Run:
     asked: dict[int, Any] = field(default_factory=dict)
     owners: dict[int, weakref.WeakSet[Any]] = field(default_factory=dict)
     captured: list[Any] = field(default_factory=list)
+    orders: Orders = field(init=False)
     lock: Any = field(default_factory=threading.RLock)
     _named: tuple[Any, dict[str, Entry]] = (None, {})
 
     def __post_init__(self) -> None:
+        here = weakref.ref(self)
+        self.orders = Orders(self, lambda: here().entries, self.captured)  # type: ignore[union-attr]
         living.add(self)
 
     @property
@@ -164,6 +169,16 @@ class Run:
         if not self.entries:
             raise RuntimeError(f"{self.kind.__name__} has no parameters yet; call opt.bind(params)")
 
+    @contextmanager
+    def touching(self, allocates: bool = False) -> Iterator[None]:
+        """Hold the lock, to read or write the state."""
+        with self.lock:
+            self.orders.enter(allocates, replays=True)
+            try:
+                yield
+            finally:
+                self.orders.leave()
+
     # ---- rules and numbers
 
     def chain(self, entry: Entry | None = None) -> Chain:
@@ -180,48 +195,6 @@ class Run:
         """The chain of a parameter, one of `names`, with the values of a group; all links where there is no parameter."""
         return Chain.of(group.rule(self.kind), self.links, self.settings.conventions, param, name, names)
 
-    def number(self, group: Group, key: tuple[int, str, int | None], count: Any = None) -> Any:
-        """The value of a number of the chain in this step; `key` is (rule, name, position).
-
-        A schedule is called with the count of steps, or with `count`, which may be known to a jitted function alone. In a
-        step it is called once, whatever asks for it.
-        """
-        index, name, position = key
-        rule: Any = self.kind if index == 0 else self.links[index - 1]
-        value = group.values[name] if index == 0 else rule.__dict__[name]
-        value = value if position is None else value[position]
-        if callable(value):
-            ask = self._ask_once if count is None and self.stepping else _ask
-            count = self.count if count is None else count
-            label = self.kind.__name__ if index == 0 else type(rule).__name__
-            what = f"{label}: {name}, given by {value!r} for step {count},"
-            value = ask(value, count)
-            if not arrays.is_traced(value):
-                value = coerce_number(what, value, rule._numbers[name].range_of(position))
-        if index == 0 and name == "lr" and group.multiplier != 1.0:
-            value = value * group.multiplier
-        return value
-
-    def _ask_once(self, schedule: Any, count: int) -> Any:
-        """What a schedule gives for this step, asked before or now."""
-        if id(schedule) not in self.asked:
-            self.asked[id(schedule)] = schedule(count)
-        return self.asked[id(schedule)]
-
-    def step_number(self, group: Group, key: Any) -> float:
-        """The value of a number of the chain for the step that begins.
-
-        Raises
-        ------
-        ValueError
-            If it is too large, or a schedule gave a number out of range.
-        """
-        value = float(self.number(group, key))
-        if value == float("inf"):
-            label, name = self.kind.__name__, key[1]
-            raise ValueError(f"{label}: {name} = {group.values[name]!r} times the schedulers' factors is too large for a float")
-        return value
-
     # ---- what is prepared
 
     def build_buckets(self) -> list[Bucket]:
@@ -234,9 +207,11 @@ class Run:
         """The steps, made anew where structure changed."""
         if self.steps is None:
             settings = self.settings
+            self.orders.enter(allocates=True)
             exchange = Exchange(len(self.entries))
             self.shared.ensure(self.chain().slots(), fresh=not self.count)
-            steps = Steps(self.build_buckets(), exchange, self.shared, settings.nonfinite, settings.capturable)
+            policy, capturable, orders = settings.nonfinite, settings.capturable, self.orders.by_device
+            steps = Steps(self.build_buckets(), exchange, self.shared, policy, capturable, orders)
             if self.captured:
                 warnings.warn(
                     "a CUDA graph of this optimizer goes on with the arrays, counts and structure that it was captured "
@@ -291,6 +266,7 @@ class Run:
         if versions != self.versions:
             check_links(self.links, self.entries)
             self.store_counts()
+            self.orders.settle()
             self.steps, self.versions = None, versions
             self.forget_warm()
 
@@ -310,10 +286,12 @@ class Run:
 
     def _change_structure(self, calls: Iterable[Call]) -> None:
         self.store_counts()
+        self.orders.settle()
         at_once([*calls, partial(self.__dict__.update, steps=None, **self._no_gradients())])
 
     def _no_gradients(self) -> dict[str, Any]:
         """What to set, at once, so that gradients and containers are looked at anew in the next step."""
+        self.orders.forget()
         seen = {} if self.gradients is None else {"ever": self.gradients.ever, "passed": self.gradients.passed}
         return {"gradients": None, "watch": None, "warm": None, "warm_tried": False, **seen}
 
@@ -338,13 +316,14 @@ class Run:
 
     def store_count(self, entry: Entry) -> None:
         if self.steps is not None:
-            self.steps.store_count(entry)
+            with self._reading_counts():
+                self.steps.store_count(entry)
 
     def store_counts(self) -> None:
         """Write the update counts back to the entries."""
         if self.steps is not None:
-            self.steps.store_counts()
+            with self._reading_counts():
+                self.steps.store_counts()
 
-
-def _ask(schedule: Any, count: Any) -> Any:
-    return schedule(count)
+    def _reading_counts(self) -> AbstractContextManager[None]:
+        return self.touching() if self.steps is not None and self.steps.device is not None else nullcontext()

@@ -20,6 +20,7 @@ from optimkit.driver.steps.build import Steps
 from optimkit.driver.steps.device import DeviceSteps
 from optimkit.driver.steps.host import HostSteps
 from optimkit.driver.steps.result import StepResult
+from optimkit.driver.values import step_number
 from optimkit.engines.atomic import at_once
 from optimkit.engines.protocol import Call
 
@@ -39,7 +40,7 @@ def _take(run: Run, grads: Any, zero_grad: bool) -> StepResult:
         run.check_versions()
     if run.whole:
         warm = run.warm or run.ready_warm()
-        result = warm.take(run.step_number, grads, zero_grad) if warm is not None else None
+        result = warm.take(partial(step_number, run), grads, zero_grad) if warm is not None else None
         if result is not None:
             return result
     return take_anew(run, grads, zero_grad)
@@ -48,6 +49,7 @@ def _take(run: Run, grads: Any, zero_grad: bool) -> StepResult:
 def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """A step in which something may be new: arrays, counts, structure."""
     try:
+        run.orders.enter()
         found, steps = prepare(run, grads, zero_grad)
         active = steps.active  # on the host, on devices, or both
         decisions = [reduce(each) for each in active]  # all are asked
@@ -62,6 +64,7 @@ def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
             each.committed()
         return active[-1].result() if active else StepResult(False, None)
     finally:
+        run.orders.leave()
         if run.steps is not None:
             run.steps.take_back()
 
@@ -78,7 +81,7 @@ def prepare(run: Run, grads: Any, zero_grad: bool) -> tuple[Collected, Steps]:
     steps = run.ready_steps()
     steps.lend(found)
     gradients.settle()
-    steps.fill_rows(run.step_number)
+    steps.fill_rows(partial(step_number, run))
     for each in steps.active:
         each.prepare()
     run.whole = True
@@ -94,6 +97,7 @@ def adopt_weights(run: Run) -> Gradients:
     places = [place for place, entry in enumerate(run.entries) if id(entry) in changed]
     for place in places:
         if run.entries[place].take_data():
+            run.orders.enter(allocates=True)
             run.forget()
         for bucket in run.steps.buckets if run.steps is not None else ():
             bucket.adopt(place)
@@ -128,5 +132,5 @@ def reduce(steps: HostSteps | DeviceSteps) -> bool:
 def counting(run: Run, active: list[HostSteps | DeviceSteps]) -> list[Call]:
     """What counts the step, for schedules; one that became part of a graph counts when that is replayed, on the device."""
     graphs = [each for each in active if each.capturing]
-    run.captured += graphs  # they go on using their tables
+    run.captured.extend(each for each in graphs if each not in run.captured)  # they go on using their tables
     return [] if graphs else [partial(np.add, run.counted, 1, run.counted)]

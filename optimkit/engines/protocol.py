@@ -7,7 +7,7 @@ stages of one plan on the members of one bucket. There are two kinds: a `HostRun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -136,17 +136,24 @@ class DeviceRunner(Runner, Protocol):
 class Shared:
     """What all buckets of an optimizer have in common, for engines that work on a device.
 
-    entries : the number of parameters of the optimizer; labels : its totals, in order; slots : the
-    values of its slots that it has once, by key; device_count : update counts live on the device;
-    skip : the device decides whether a step is applied; capturable : a step may become part of a CUDA graph.
+    entries : the number of parameters of the optimizer; labels : the numbers of its totals, equal ones have the same;
+    slots : the values of its slots that it has once, by key; device_count : update counts live on the device;
+    skip : the device decides whether a step is applied; capturable : a step may become part of a CUDA graph;
+    orders : what keeps the work on each device in order (`arrays/streams.py`), by device.
     """
 
     entries: int
-    labels: tuple[Hashable, ...] = ()
+    labels: dict[Hashable, int] = field(default_factory=dict)
     slots: dict[Hashable, float] = field(default_factory=dict)
     device_count: bool = False
     skip: bool = False
     capturable: bool = False
+    orders: Mapping[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def totals(self) -> int:
+        """How many different totals there are."""
+        return len(set(self.labels.values()))
 
 
 class DeviceLaunches(Protocol):

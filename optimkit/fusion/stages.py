@@ -88,6 +88,18 @@ def total_rounds(programs: Iterable[Program]) -> dict[Hashable, int]:
         floor = raised
 
 
+def number_totals(plans: Iterable[Plan]) -> dict[Hashable, int]:
+    """A number for every total of an optimizer, by label; those to which all parameters add the same have one."""
+    found: dict[Hashable, list[tuple[int, int, Node]]] = {}
+    for place, plan in enumerate(plans):
+        for own, nodes in plan.uniform_rounds.items():
+            for node in nodes:
+                if node.op == "total":
+                    found.setdefault(node.key, []).append((place, own, node.args[0]))
+    numbers: dict[Hashable, int] = {}
+    return {label: numbers.setdefault(tuple(added), len(numbers)) for label, added in found.items()}
+
+
 class Stage(NamedTuple):
     """One pass: the arrays it reads, the element nodes in order, and what it ends in.
 

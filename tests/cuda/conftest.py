@@ -50,6 +50,18 @@ def two_devices(cupy: Any) -> None:
         pytest.skip("needs two CUDA devices")
 
 
+@pytest.fixture
+def new_stream(cupy: Any) -> Callable[[], Any]:
+    """Makes a stream of its own, to which what was submitted to the current one so far comes first."""
+
+    def make() -> Any:
+        stream = cupy.cuda.Stream(non_blocking=True)
+        stream.wait_event(cupy.cuda.get_current_stream().record())
+        return stream
+
+    return make
+
+
 def _counters() -> Any:
     """The functions of an emulated driver that count; None on a real one."""
     try:

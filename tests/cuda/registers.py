@@ -18,7 +18,7 @@ from optimkit import transforms
 from optimkit.arrays import DTYPES
 from optimkit.engines.cuda.compile import OPTIONS
 from optimkit.engines.cuda.text import module_text
-from optimkit.fusion.stages import total_rounds
+from optimkit.fusion.stages import number_totals, total_rounds
 from optimkit.rules.programs import plan_of, program_of
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
@@ -53,7 +53,7 @@ def text_of(rule: str, dtype: str) -> str:
     skip = optimizer.nonfinite == "skip"
     key, program = program_of(optimizer._run.chain(), DTYPES[dtype], DTYPES[dtype].wide, skip, skip)
     plan = plan_of(key, program, total_rounds([program]))
-    return module_text(plan, DTYPES[dtype], [node.key for node in program.totals], (), skip, skip)
+    return module_text(plan, DTYPES[dtype], number_totals([plan]), (), skip, skip)
 
 
 def assemble(text: str, architecture: int) -> list[tuple[str, int, int, int]]:

@@ -210,3 +210,41 @@ def test_what_is_missing(cupy: Any, message: str, monkeypatch: pytest.MonkeyPatc
     found = diagnosis.available()
     assert message in found
     assert bool(message) == bool(found)
+
+
+def misaligned(cupy: Any, shape: tuple[int, ...], dtype: Any, offset: int = 4) -> Any:
+    """A view of bytes that begins in the middle of an element."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return cupy.full(size + 64, 63, cupy.uint8)[offset : offset + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("engine", [None, "eager"])
+def test_views_that_are_not_aligned_are_refused_before_a_kernel_sees_them(cupy: Any, engine: str | None) -> None:
+    with pytest.raises(ValueError, match=r"'w' is not aligned in memory: it begins 4 bytes after .* 8-byte.*x\.copy\(\)"):
+        optimkit.SGD({"w": misaligned(cupy, (8,), cupy.float64)}, lr=1.0, engine=engine)
+    w = cupy.ones(8)
+    opt = optimkit.SGD({"w": w}, lr=1.0, engine=engine)
+    with pytest.raises(ValueError, match=r"gradient of 'w' is not aligned.* 4 bytes after"):
+        opt.step({"w": misaligned(cupy, (8,), cupy.float64)})
+    odd = cupy.ndarray((8,), cupy.float64, cupy.zeros(200, cupy.uint8).data, strides=(12,))
+    with pytest.raises(ValueError, match=r"its strides \(12,\) are no multiples of its 8-byte"):
+        opt.step({"w": odd})
+    opt.step({"w": misaligned(cupy, (8,), cupy.float32)})  # another dtype: these are aligned
+    assert (w.get() != 1.0).all()
+
+
+def test_a_gradient_that_moves_to_where_it_is_not_aligned_is_refused(cupy: Any) -> None:
+    """The same class, dtype, shape and strides as before: only the address is another one."""
+    w = cupy.ones(8)
+    opt = optimkit.SGD({"w": w, "v": cupy.ones(3)}, lr=1.0)
+    opt.step({"w": misaligned(cupy, (8,), cupy.float64, 8), "v": cupy.ones(3)})
+    opt.step({"w": misaligned(cupy, (8,), cupy.float64, 16)})
+    before = w.get()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"gradient of 'w' is not aligned.* 2 bytes after"):
+            opt.step({"w": misaligned(cupy, (8,), cupy.float64, 10)})
+    assert (w.get() == before).all()
+    opt.step({"w": cupy.ones(8)})
+    assert (w.get() == before - 1.0).all()
+    with pytest.raises(ValueError, match=r"'w' is not aligned"):
+        opt["w"].data = misaligned(cupy, (8,), cupy.float64)

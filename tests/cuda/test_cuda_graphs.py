@@ -18,15 +18,15 @@ def bits(x: Any) -> bytes:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clip and skip"])
-def test_a_replayed_step_is_a_step(cupy: Any, options: dict[str, Any]) -> None:
+def test_a_replayed_step_is_a_step(cupy: Any, new_stream: Any, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     grads = [rng.standard_normal(5000).astype(np.float32) for _ in range(8)]
     if options:
         grads[4][7] = np.inf
     host = optimkit.AdamW({"w": np.ones(5000, np.float32)}, lr=1e-2, **options)
     device = optimkit.AdamW({"w": cupy.ones(5000, cupy.float32)}, lr=1e-2, capturable=True, **options)
-    g, stream = cupy.zeros(5000, cupy.float32), cupy.cuda.Stream(non_blocking=True)
-    cupy.cuda.Device().synchronize()  # the arrays were made on another stream
+    g = cupy.zeros(5000, cupy.float32)
+    stream = new_stream()
     with stream:
         g.set(grads[0])
         device.step({"w": g})
@@ -53,11 +53,11 @@ def test_a_replayed_step_is_a_step(cupy: Any, options: dict[str, Any]) -> None:
         assert bits(value) == bits(device.state["w"][slot])
 
 
-def test_a_capture_that_would_repeat_an_upload_is_refused(cupy: Any) -> None:
+def test_a_capture_that_would_repeat_an_upload_is_refused(cupy: Any, new_stream: Any) -> None:
     opt = optimkit.Adam({"w": cupy.ones(8)}, capturable=True)
     first, other = cupy.ones(8), cupy.ones(8)
     opt.step({"w": first})
-    stream = cupy.cuda.Stream(non_blocking=True)
+    stream = new_stream()
     with stream:
         stream.begin_capture()
         try:
@@ -67,11 +67,11 @@ def test_a_capture_that_would_repeat_an_upload_is_refused(cupy: Any) -> None:
             stream.end_capture()
 
 
-def test_a_number_that_changed_is_not_baked_in(cupy: Any) -> None:
+def test_a_number_that_changed_is_not_baked_in(cupy: Any, new_stream: Any) -> None:
     g, opt = cupy.ones(8), optimkit.SGD({"w": cupy.ones(8)}, lr=1.0, capturable=True)
     opt.step({"w": g})
     opt.lr = 0.5
-    stream = cupy.cuda.Stream(non_blocking=True)
+    stream = new_stream()
     with stream:
         stream.begin_capture()
         try:
@@ -103,8 +103,8 @@ def test_what_capturable_is_for(cupy: Any) -> None:
         optimkit.Adam(cupy.ones(3)).upload_numbers()
 
 
-def capture(cupy: Any, step: Any) -> Any:
-    stream = cupy.cuda.Stream(non_blocking=True)
+def capture(new_stream: Any, step: Any) -> Any:
+    stream = new_stream()
     with stream:
         stream.begin_capture()
         try:
@@ -114,7 +114,15 @@ def capture(cupy: Any, step: Any) -> Any:
     return graph, stream
 
 
-def test_a_capture_without_capturable_is_refused(cupy: Any) -> None:
+def replay(cupy: Any, graph: Any, stream: Any) -> None:
+    """Launch a graph after all that was submitted to the current stream, and wait for it."""
+    stream.wait_event(cupy.cuda.get_current_stream().record())
+    with stream:
+        graph.launch()
+        stream.synchronize()
+
+
+def test_a_capture_without_capturable_is_refused(cupy: Any, new_stream: Any) -> None:
     w, g = cupy.ones(8), cupy.ones(8)
     opt = optimkit.Adam(w)
     opt.step(g)
@@ -124,12 +132,12 @@ def test_a_capture_without_capturable_is_refused(cupy: Any) -> None:
         with pytest.raises(RuntimeError, match=r"would be captured in a CUDA graph.*capturable=True"):
             opt.step(g)
 
-    capture(cupy, step)
+    capture(new_stream, step)
     assert bits(w) == bits(before)
     assert opt.state["0"].t == opt.count == 1
 
 
-def test_the_first_step_is_not_captured(cupy: Any) -> None:
+def test_the_first_step_is_not_captured(cupy: Any, new_stream: Any) -> None:
     w, g = cupy.ones(8), cupy.ones(8)
     opt = optimkit.SGD(w, lr=1.0, momentum=0.5, capturable=True)
 
@@ -137,55 +145,49 @@ def test_the_first_step_is_not_captured(cupy: Any) -> None:
         with pytest.raises(RuntimeError, match=r"the first step, .* can't be captured.*before the capture"):
             opt.step(g)
 
-    capture(cupy, step)
+    capture(new_stream, step)
     opt.step(g)
     assert (w.get() == 0.0).all()
     assert (opt.state["0"]["b"].get() == 1.0).all()
 
 
-def test_a_graph_keeps_its_arrays_whatever_is_stepped_meanwhile(cupy: Any) -> None:
+def test_a_graph_keeps_its_arrays_whatever_is_stepped_meanwhile(cupy: Any, new_stream: Any) -> None:
     """Other gradients, another layout and other groups upload tables; the graph goes on with its own."""
     params = {"a": cupy.zeros((4, 6)), "b": cupy.zeros(3)}
     groups = [{"params": {"a": params["a"]}, "lr": 1.0}, {"params": {"b": params["b"]}, "lr": 10.0}]
     grads = [{"a": cupy.ones((4, 6))}, {"b": cupy.ones(3)}]
     opt = optimkit.SGD(groups, capturable=True, lr=1.0)
     opt.step(grads)
-    graph, stream = capture(cupy, lambda: opt.step(grads))
+    graph, stream = capture(new_stream, lambda: opt.step(grads))
     strided = cupy.full((8, 6), 100.0)[::2]
     for others in ([None, {"b": cupy.full(3, 7.0)}], [{"a": strided}, None]):
         opt.step(others)
     before = params["a"].get(), params["b"].get()
-    with stream:
-        graph.launch()
-        stream.synchronize()
+    replay(cupy, graph, stream)
     assert (params["a"].get() == before[0] - 1.0).all()
     assert (params["b"].get() == before[1] - 10.0).all()
 
 
-def test_capturing_is_no_step(cupy: Any) -> None:
+def test_capturing_is_no_step(cupy: Any, new_stream: Any) -> None:
     w, g = cupy.ones(3), cupy.ones(3)
     opt = optimkit.SGD(w, lr=1.0, capturable=True)
     opt.step(g)
-    graph, stream = capture(cupy, lambda: opt.step(g))
+    graph, stream = capture(new_stream, lambda: opt.step(g))
     assert opt.count == 1
     assert opt.state["0"].t == 1
-    with stream:
-        graph.launch()
-        stream.synchronize()
+    replay(cupy, graph, stream)
     assert opt.state["0"].t == 2
     assert (w.get() == -1.0).all()
 
 
-def test_a_captured_step_tells_about_the_last_replay(cupy: Any) -> None:
+def test_a_captured_step_tells_about_the_last_replay(cupy: Any, new_stream: Any) -> None:
     w, g = cupy.ones(3), cupy.ones(3)
     opt = optimkit.SGD(w, lr=0.0, capturable=True, nonfinite="skip")
     opt.step(g)
     found = []
-    graph, stream = capture(cupy, lambda: found.append(opt.step(g)))
+    graph, stream = capture(new_stream, lambda: found.append(opt.step(g)))
     g[...] = cupy.inf
-    with stream:
-        graph.launch()
-        stream.synchronize()
+    replay(cupy, graph, stream)
     assert not found[0].applied
 
 
@@ -197,21 +199,19 @@ def test_results_of_steps_beside_a_graph_are_their_own(cupy: Any) -> None:
     assert not second.applied
 
 
-def test_what_changes_structure_after_a_capture_warns(cupy: Any) -> None:
+def test_what_changes_structure_after_a_capture_warns(cupy: Any, new_stream: Any) -> None:
     w, g = cupy.ones(3), cupy.ones(3)
     opt = optimkit.SGD(w, lr=1.0, momentum=0.5, capturable=True)
     opt.step(g)
-    graph, stream = capture(cupy, lambda: opt.step(g))
+    graph, stream = capture(new_stream, lambda: opt.step(g))
     opt.load_state_dict(opt.state_dict())
     with pytest.warns(RuntimeWarning, match=r"a CUDA graph of this optimizer goes on with.*capture again"):
         opt.step(g)
-    with stream:
-        graph.launch()
-        stream.synchronize()
+    replay(cupy, graph, stream)
     assert graph is not None
 
 
-def test_two_devices_are_not_captured(cupy: Any, two_devices: None) -> None:
+def test_two_devices_are_not_captured(cupy: Any, new_stream: Any, two_devices: None) -> None:
     weights, grads = [cupy.ones(3)], [cupy.ones(3)]
     with cupy.cuda.Device(1):
         weights.append(cupy.ones(3))
@@ -223,5 +223,5 @@ def test_two_devices_are_not_captured(cupy: Any, two_devices: None) -> None:
         with pytest.raises(RuntimeError, match=r"several devices can't be captured"):
             opt.step(grads)
 
-    capture(cupy, step)
+    capture(new_stream, step)
     assert [float(w[0]) for w in weights] == [0.0, 0.0]

@@ -124,20 +124,23 @@ class Entry:
 
     # ---- state
 
-    def ensure_slots(self, declared: Mapping[SlotKey, Slot]) -> None:
-        """Make the state that is declared and that this entry does not have yet.
+    def ensure_slots(self, declared: Mapping[SlotKey, Slot]) -> bool:
+        """Make the state that is declared and that this entry does not have yet; whether there was any.
 
         Until its first update a slot starts as it is declared now, whether or not it was looked at; one that was filled stays.
         """
+        made = False
         for key, slot in declared.items():
             if slot.extent == "optimizer":
                 continue
             found: dict[SlotKey, Any] = self.uniforms if slot.extent == "parameter" else self.slots
             if key not in found:
+                made = True
                 found[key] = np.full((), slot.value) if slot.extent == "parameter" else self.make_flat(slot)
             elif self.t == 0 and self._starts_otherwise(key, slot) and (arrays.to_numpy(found[key]) == self.starts[key]).all():
                 found[key][...] = slot.value
             self.starts[key] = slot.value
+        return made
 
     def _starts_otherwise(self, key: SlotKey, slot: Slot) -> bool:
         return key in self.starts and self.starts[key] != slot.value

@@ -16,6 +16,7 @@ import numpy as np
 from optimkit import arrays
 from optimkit.driver.run import Run
 from optimkit.driver.steps.numbers import refuse_lost
+from optimkit.driver.values import number
 from optimkit.engines import canonical
 from optimkit.engines.eager.whole import function_of
 from optimkit.fusion.graph import BOOLEAN, REDUCTIONS, Level, Node, WholeFunction
@@ -114,7 +115,7 @@ class Walk:
     def _number(self, member: Walked, key: NumberKey) -> Any:
         """A number, which must not be lost in the dtype of the weights; what a jitted function alone knows is not checked."""
         index, name, position = key
-        value = self.run.number(self.run.first, key, self.count)
+        value = number(self.run, self.run.first, key, self.count)
         if not arrays.is_array(value):
             rule = member.chain.optimizer if index == 0 else dict(member.chain.links)[index]
             refuse_lost(rule, name, position, float(value), np.dtype(member.dtype.compute))

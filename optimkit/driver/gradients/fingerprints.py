@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from optimkit.arrays import UNSEEN, Fingerprint, fingerprint, is_read_only
+from optimkit.arrays import UNSEEN, Fingerprint, fingerprint, is_read_only, itemsize
 from optimkit.driver.gradients.byte_ranges import ByteRanges
 
 
@@ -69,6 +69,7 @@ class Fingerprints:
         self.ranges = ranges
         self.seen: list[Fingerprint] = [UNSEEN] * n
         self.before, self.now, self.present, self.present_before = (np.zeros(n, np.int64) for _ in range(4))
+        self.masks = np.zeros(n, np.int64)  # the bits of an address that are 0 where an array like the one seen is aligned
         self.moved = False  # whether some array with the same fingerprint has come, has gone, or is at another address
         self.compiled: Compiled | None = None
         libraries = {entry.library for entry in ranges.entries}
@@ -105,6 +106,8 @@ class Fingerprints:
                 others.append(place)
         self.now[:] = found
         self.moved = bool((self.now != self.before).any() or (self.present != self.present_before).any())
+        if self.moved and (self.now & self.masks).any():
+            others = sorted({*others, *np.flatnonzero(self.now & self.masks).tolist()})
         return others
 
     def _look_at(self, values: list[Any]) -> _Look:
@@ -135,6 +138,7 @@ class Fingerprints:
         """A gradient was checked: this is its fingerprint now. UNSEEN: check it again in the next step."""
         seen = self.seen[place] = UNSEEN if x is UNSEEN else fingerprint(x)[0]
         self.now[place] = address
+        self.masks[place] = itemsize(x) - 1 if address else 0
         if seen is UNSEEN:
             self._look = self._look_before = None
         if self.compiled is not None:

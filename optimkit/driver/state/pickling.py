@@ -44,4 +44,7 @@ def unpack(packed: dict[str, Any]) -> Run:
         for key, value in own["slots"].items():
             entry.put_slot(key, value)
         entries.append(entry)
-    return Run(**{**packed, **own_arrays, "entries": entries})
+    run = Run(**{**packed, **own_arrays, "entries": entries})
+    run.orders.enter(allocates=True)  # who comes on another stream waits for the copies
+    run.orders.leave()
+    return run

@@ -22,7 +22,9 @@ class SlotView(Mapping[str, Any]):
 
     def __init__(self, run: Run, entry: Entry, known: _Declared | None = None) -> None:
         declared, self._keys = known or _declared(run, entry)
-        entry.ensure_slots(declared)
+        with run.touching():
+            if entry.ensure_slots(declared):
+                run.orders.enter(allocates=True)
         self._run, self._entry = run, entry
 
     @property
@@ -39,8 +41,9 @@ class SlotView(Mapping[str, Any]):
         if name not in self._keys:
             known = ", ".join(self._keys) or "none"
             raise KeyError(f"there is no slot {name!r}; there are {known}; those per optimizer are in opt.state.shared")
-        self._run.show_slots()
-        return self._entry.value(self._keys[name])
+        with self._run.touching():
+            self._run.show_slots()
+            return self._entry.value(self._keys[name])
 
     def __setitem__(self, name: str, value: Any) -> None:
         raise TypeError(f"a slot is filled in place: write opt.state[{self._entry.name!r}][{name!r}][...] = array")
@@ -73,8 +76,9 @@ class StateView(Mapping[str, SlotView]):
         """The slots that the optimizer has once, 0-d float64 arrays."""
         chain = self._run.chain()
         self._run.shared.ensure(chain.slots(), fresh=not self._run.count)
-        self._run.show_slots()
-        return {chain.slot_label(key): value[...] for key, value in self._run.shared.items()}
+        with self._run.touching():
+            self._run.show_slots()
+            return {chain.slot_label(key): value[...] for key, value in self._run.shared.items()}
 
     def all(self) -> list[tuple[Entry, SlotView]]:
         """All parameters, with their counts as they are now, and the views of their slots."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from optimkit.driver.entries.entry import Entry
@@ -80,6 +80,8 @@ class Steps:
         Where totals over all parameters are formed.
     shared : dict
         The slots that the optimizer has once.
+    orders : dict
+        What keeps the work on each device in order.
 
     Raises
     ------
@@ -88,7 +90,15 @@ class Steps:
         parameters are wanted where some are on the host and some on a device.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str, capturable: bool) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        exchange: Exchange,
+        shared: Shared,
+        nonfinite: str,
+        capturable: bool,
+        orders: Mapping[Hashable, Any],
+    ) -> None:
         self.buckets = list(buckets)
         on_host = [bucket for bucket in buckets if not bucket.engine.on_device]
         on_device = [bucket for bucket in buckets if bucket.engine.on_device]
@@ -100,7 +110,7 @@ class Steps:
                 "(a norm for clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
             )
         self.host = HostSteps(on_host, exchange, shared, nonfinite) if on_host else None
-        self.device = DeviceSteps(on_device, exchange, shared, nonfinite, capturable) if on_device else None
+        self.device = DeviceSteps(on_device, exchange, shared, nonfinite, capturable, orders) if on_device else None
         self._place_of = {id(entry): (bucket, n) for bucket in buckets for n, entry in enumerate(bucket.entries)}
         self._both: list[HostSteps | DeviceSteps] = [each for each in (self.host, self.device) if each is not None]
 

@@ -6,7 +6,7 @@ does the launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, nam
 from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines import protocol
 from optimkit.fusion.graph import Level, Node
+from optimkit.fusion.stages import number_totals
 
 
 class DeviceSteps:
@@ -35,15 +36,25 @@ class DeviceSteps:
         With "skip" the kernels themselves see whether the step is applied.
     capturable : bool
         A step may become part of a CUDA graph.
+    orders : dict
+        What keeps the work on each device in order.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str, capturable: bool) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        exchange: Exchange,
+        shared: Shared,
+        nonfinite: str,
+        capturable: bool,
+        orders: Mapping[Hashable, Any],
+    ) -> None:
         self.buckets, self.nonfinite = list(buckets), nonfinite
         skip = nonfinite == "skip"
         self.device_count, self.skip = skip or capturable, skip
-        labels = tuple(dict.fromkeys(node.key for bucket in buckets for node in bucket.plan.program.totals))
+        labels = number_totals(bucket.plan for bucket in buckets)
         slots: dict[Hashable, float] = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
-        settings = protocol.Shared(exchange.entries, labels, slots, self.device_count, skip, capturable)
+        settings = protocol.Shared(exchange.entries, labels, slots, self.device_count, skip, capturable, orders)
         launches = buckets[0].engine.launches
         assert launches is not None
         self.launches = launches([_runner(bucket) for bucket in buckets], [bucket.places for bucket in buckets], settings)

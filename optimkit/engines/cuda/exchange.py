@@ -36,7 +36,7 @@ class DeviceExchange:
         self._done: dict[int, Any] = {}
         for number in self.devices:
             with cupy.cuda.Device(number):
-                self.contributions[number] = cupy.zeros((len(self.devices), len(shared.labels), shared.entries))
+                self.contributions[number] = cupy.zeros((len(self.devices), shared.totals, shared.entries))
                 self.slots[number] = cupy.asarray(np.array(list(shared.slots.values()), np.float64))
                 self._done[number] = cupy.cuda.Event(disable_timing=True)
 

@@ -14,7 +14,8 @@ from optimkit.engines.tables import Columns, Entry
 from optimkit.engines.text import identifiers
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 
-WRITE_CHUNK, WRITE_THREADS = 4096, 256
+WRITE_CHUNKS, WRITE_THREADS = (1024, 2048, 4096), 256  # elements of a chunk: fewer where there are few chunks
+RESIDENT = 8  # blocks that write, on a multiprocessor at a time
 READ_CHUNK, READ_THREADS = 8192, 128
 ROWS = 384  # doubles that a launch carries by value
 
@@ -32,26 +33,30 @@ _FIELDS = (
     ("chunks", "const int2*", "(parameter, number of the chunk), for the stages that write"),
     ("read_chunks", "const int2*", "the same for the stages that reduce"),
     ("more_rows", "const double*", "the rows, where they are too many to be carried below"),
-    ("uniforms", "double*", "uniform values, {columns} per parameter"),
+    ("uniforms", "double*", "what passes sum up, {columns} per parameter"),
+    ("by_row", "double*", "what follows from totals, {by_row} per row"),
     ("slots", "double*", "state per parameter, {slots} values each"),
     ("shared", "double*", "state per optimizer"),
     ("counts", "word*", "updates of each parameter, where a step is decided on the device"),
-    ("arrived", "int*", "blocks that have finished, per parameter"),
-    ("control", "int*", "parameters that were read, blocks that have written"),
+    ("next_counts", "word*", "and what they become in the step under way"),
+    ("arrived", "unsigned*", "blocks that have finished, per parameter"),
+    ("control", "unsigned*", "parameters that were read, blocks that have written"),
     ("partials", "double*", "one value per unit of {unit} elements and reduction"),
     ("contributions", "double*", "what each parameter of the optimizer adds to each total, by device"),
     ("result", "double*", "norm of all gradients, and whether it is finite"),
     ("write_shared", "unsigned long long", "bits: the slots per optimizer that this bucket writes"),
     ("members", "int", "parameters of the bucket"),
-    ("present", "int", "those that have a gradient"),
+    ("row_count", "int", "rows of numbers"),
+    ("chunk", "int", "elements of a chunk of the stages that write"),
     ("entries", "int", "parameters of the optimizer"),
-    ("labels", "int", "totals of the optimizer"),
+    ("labels", "int", "different totals of the optimizer"),
     ("devices", "int", "devices with parameters of the optimizer"),
     ("device", "int", "which of them this one is"),
     ("zero", "int", "zero the gradients"),
     ("finish", "int", "finish the rounds in the launch that reduces"),
 )
-JOB = np.dtype([*((name, np.int32 if kind == "int" else np.uint64) for name, kind, _ in _FIELDS), ("rows", np.float64, ROWS)])
+_WORDS = [(name, np.int32 if kind == "int" else np.uint64) for name, kind, _ in _FIELDS]
+JOB = np.dtype([*_WORDS, ("rows", np.float64, ROWS)], align=True)
 
 
 def job_text(**words: int) -> str:
@@ -87,6 +92,12 @@ def layout_words(where: Placement, size: int) -> np.ndarray:
     """The layout of a strided array as kernels read it."""
     lengths, strides = where.lengths_and_strides(size)
     return np.array([len(lengths), *lengths, *strides], np.int64)
+
+
+def write_chunk(sizes: np.ndarray, multiprocessors: int) -> int:
+    """Elements of a chunk of the stages that write: many cost fewer looks at the table, few keep all multiprocessors busy."""
+    wanted = multiprocessors * RESIDENT
+    return max((chunk for chunk in WRITE_CHUNKS if int((-(-sizes // chunk)).sum()) >= wanted), default=WRITE_CHUNKS[0])
 
 
 def chunk_table(sizes: np.ndarray, chunk: int) -> np.ndarray:

@@ -95,7 +95,7 @@ class CudaLaunches:
         launches = self._finishing.get(number, ())
         for launch in launches:
             launch()
-        if len(self.active) > 1 and launches:
+        if len(self.active) > 1 and any(number in runner.uniform.adding_rounds for runner in self.active):
             self.exchange.share()
 
     def _lay_out(self, active: Sequence[Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from optimkit.arrays import DType, Placement
+from optimkit import arrays
+from optimkit.arrays import DType, Placement, StreamOrder
 from optimkit.counting import counters
 from optimkit.engines.cuda import compile as cuda_compile
 from optimkit.engines.cuda.job import (
@@ -24,10 +25,10 @@ from optimkit.engines.cuda.job import (
     READ_THREADS,
     ROWS,
     STRIDED,
-    WRITE_CHUNK,
     WRITE_THREADS,
     chunk_table,
     entry_columns,
+    write_chunk,
 )
 from optimkit.engines.cuda.results import Result, Results
 from optimkit.engines.cuda.table import MemberTable
@@ -53,7 +54,6 @@ class CudaRunner:
         others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
         self.strided = (*STRIDED, *(key for key, found in others.items() if any(where.geometry for where in found)))
         self.columns = entry_columns(plan, self.strided)
-        self.uniform = UniformText(plan, len(self.columns))
         self.job = np.zeros((), JOB)
         self._rows = self.job["rows"]
         self._arguments = np.array([self.job.ctypes.data], np.uint64)  # a launch takes the address of this
@@ -63,12 +63,11 @@ class CudaRunner:
         self.first_place = 0  # of the first member with a gradient, among all parameters
         self._told: dict[str, int] = {}  # words of the job that change from step to step, as they are
         self._kept: dict[str, Any] = {}  # the arrays behind the job's addresses
+        self._outgrown: list[Any] = []  # others, which launches under way may read
         self._uploader = uploader(self.device.id)
         self._sent_rows = np.zeros(0)
-        self.stream: Any = None  # of the last step
+        self.stream: Any = None  # of the step under way
         self.elsewhere = False  # another device is the current one
-        with self.device:
-            self._make_tables()
         for key, found in others.items():
             for p, where in enumerate(found):
                 self.table.place_slot(p, key, where)
@@ -80,14 +79,20 @@ class CudaRunner:
         sizes = np.array(self.table.sizes, np.int64)
         most = max((len(stage.reductions) for stage in self.plan.stages), default=0)
         n = len(sizes)
-        self._keep("chunks", cupy.asarray(chunk_table(sizes, WRITE_CHUNK)))
+        chunk = write_chunk(sizes, self.device.attributes["MultiProcessorCount"])
+        self.job["chunk"] = chunk
+        self._keep("chunks", cupy.asarray(chunk_table(sizes, chunk)))
         self._keep("read_chunks", cupy.asarray(chunk_table(sizes, READ_CHUNK)))
         self._keep("uniforms", cupy.zeros(n * self.uniform.width))
+        self._keep("by_row", cupy.zeros(n * self.uniform.row_width))
         self._keep("slots", cupy.zeros((n, len(self.uniform.slots))))
         self._keep("counts", cupy.zeros(n, np.int64))
-        self._keep("arrived", cupy.zeros(n, np.int32))
-        self._keep("control", cupy.zeros(len(CONTROL), np.int32))
+        self._keep("next_counts", cupy.zeros(n, np.int64))
+        self._keep("arrived", cupy.zeros(n, np.uint32))
+        self._keep("control", cupy.zeros(len(CONTROL), np.uint32))
         self._keep("partials", cupy.empty(self.table.units * most))
+        if self.shared.capturable:
+            self._keep("more_rows", cupy.zeros(max(1, n * len(self.plan.hosts))))
         self.job["members"] = n
 
     def _keep(self, name: str, array: Any) -> Any:
@@ -101,27 +106,27 @@ class CudaRunner:
             self.job[name] = self._told[name] = value
 
     def connect(self, shared: Shared, places: Sequence[int], device: int, devices: int, contributions: Any, slots: Any) -> None:
-        """Take the place among the buckets of the optimizer, and compile."""
-        import cupy
-
+        """Take the place among the buckets of the optimizer, make the tables, and compile."""
         if len(shared.slots) > MOST_SLOTS:
             raise ValueError(
                 f"an optimizer can have {MOST_SLOTS} slots with extent 'optimizer' on a CUDA device, not {len(shared.slots)}"
             )
         self.shared, self.places = shared, np.array(places, np.int64)
+        name = arrays.device(self.members[0].weight)
+        self.order = self.table.order = shared.orders.get(name) or StreamOrder(self.device, self)
+        self.uniform = UniformText(self.plan, len(self.columns), shared.labels, list(shared.slots))
+        options = shared.device_count, shared.skip, self.strided
+        self.text = module_text(self.plan, self.dtype, shared.labels, list(shared.slots), *options)
         self.table.set_places(places)
         self._keep("contributions", contributions)
         self._keep("shared", slots)
-        self.job["entries"], self.job["labels"] = shared.entries, len(shared.labels)
+        self.job["entries"], self.job["labels"] = shared.entries, shared.totals
         self.job["devices"], self.job["device"] = devices, device
-        names = shared.labels, list(shared.slots)
-        self.text = module_text(self.plan, self.dtype, *names, shared.device_count, shared.skip, self.strided)
-        self.uniform = UniformText(self.plan, len(self.columns), *names)
         with self.device:
             self.module = cuda_compile.load(self.text, self.device.id)
-            self.results = Results(self.device, shared.capturable)
-            if shared.capturable:
-                self._keep("more_rows", cupy.zeros(max(1, len(self.members) * len(self.plan.hosts))))
+            self.order.allocates()
+            self._make_tables()
+            self.results = Results(self.order, shared.capturable)
         reading, writing = (len(self._kept["read_chunks"]), READ_THREADS), (len(self._kept["chunks"]), WRITE_THREADS)
         self.passes = {number: self._kernel(f"read_stage_{number}", *reading) for number in self.plan.reducing}
         self.passes |= {number: self._kernel(f"fill_stage_{number}", *writing) for number in self.plan.filling}
@@ -146,7 +151,6 @@ class CudaRunner:
 
     def presence_changed(self, active: np.ndarray) -> None:
         self.table.presence(active)
-        self.job["present"] = int(active.sum())
         self.first_place = int(self.places[active.argmax()])
 
     def compile_ahead(self) -> None:
@@ -186,6 +190,7 @@ class CudaRunner:
     def send_rows(self, tables: Tables, stream: Any) -> None:
         """The scalar rows of a step: by value where they fit, else to device memory if they changed."""
         flat = tables.rows.reshape(-1)
+        self._tell("row_count", len(tables.rows))
         if flat.size <= ROWS and not self.shared.capturable:
             self._rows[: flat.size] = flat
             self._tell("more_rows", 0)
@@ -198,7 +203,9 @@ class CudaRunner:
 
         buffer = self._kept.get("more_rows")
         if buffer is None or buffer.size < flat.size:
-            buffer, self._sent_rows = self._keep("more_rows", cupy.empty(flat.size)), np.zeros(0)
+            self._outgrown.append(buffer)
+            self.order.allocates()
+            buffer, self._sent_rows = self._keep("more_rows", cupy.empty(2 * flat.size)), np.zeros(0)
         self._tell("more_rows", int(buffer.data.ptr))
         if flat.tobytes() != self._sent_rows.tobytes():
             self._uploader.send(buffer.data.ptr, flat, stream)
@@ -246,12 +253,12 @@ class CudaRunner:
     def uniform_values(self, node: Node) -> np.ndarray:
         """A uniform value of the last step, one per member."""
         with self.device:
-            values = self._kept["uniforms"].get(stream=self.stream).reshape(len(self.members), -1)
+            values = self._kept["uniforms"].get().reshape(len(self.members), -1)
         return values[:, self.uniform.columns[node]]  # type: ignore[no-any-return]
 
     def get_counts(self) -> np.ndarray:
         with self.device:
-            return self._kept["counts"].get(stream=self.stream)  # type: ignore[no-any-return]
+            return self._kept["counts"].get()  # type: ignore[no-any-return]
 
     def set_counts(self, counts: np.ndarray) -> None:
         with self.device:

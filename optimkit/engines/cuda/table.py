@@ -47,7 +47,9 @@ class MemberTable:
         self._found: int | None = None  # the address of the table as it is now
         self._lately: dict[bytes, Any] = {}  # tables on the device, by the set that they tell of; the latest last
         self._spare: list[Any] = []  # others, to be written anew
-        self._captured: list[Any] = []  # those that CUDA graphs read
+        self._captured: dict[bytes, Any] = {}  # those that CUDA graphs read too, by the same
+        self._of_graphs: list[Any] = []  # all that were captured: nothing else is ever written there
+        self.order: Any = None  # of the device
 
     # ---- what the driver says
 
@@ -93,12 +95,16 @@ class MemberTable:
         self._found = None
         self._spare += self._lately.values()
         self._lately.clear()
+        self._captured.clear()
 
     # ---- on the device
 
     def known(self, row_of: np.ndarray, changed: bool) -> bool:
         """Whether a table with these rows is on the device; `changed`: they are others than in the last step."""
-        return (self._found is not None and not changed) or self._set(row_of) in self._lately
+        if self._found is not None and not changed:
+            return True
+        wanted = self._set(row_of)
+        return wanted in self._lately or wanted in self._captured
 
     def find(self, row_of: np.ndarray, changed: bool, stream: Any) -> int:
         """The address of the table with these rows, uploaded where it is not on the device."""
@@ -106,16 +112,19 @@ class MemberTable:
             wanted = self._set(row_of)
             table = self._lately.pop(wanted, None)
             if table is None:
+                table = self._captured.get(wanted)
+            if table is None:
                 table = self._send(row_of, stream)
             self._lately[wanted] = table
             self._found = int(table.data.ptr)
         return self._found
 
     def capture(self) -> None:
-        """A CUDA graph goes on reading the table of this step: nothing else is ever written there."""
-        table = next(reversed(self._lately.values()))
-        if all(table is not other for other in self._captured):
-            self._captured.append(table)
+        """A CUDA graph goes on reading the table of this step, and a step with the same set finds it again."""
+        wanted, table = next(reversed(self._lately.items()))
+        if wanted not in self._captured:
+            self._captured[wanted] = table
+            self._of_graphs.append(table)
 
     def _set(self, row_of: np.ndarray) -> bytes:
         """What tells a set of gradients, and their rows, from others."""
@@ -135,13 +144,19 @@ class MemberTable:
         return table
 
     def _space(self, words: int) -> Any:
-        """Device memory for a table: where there are many, that of the set not seen for longest."""
+        """Device memory for a table: where there are many, that of the set not seen for longest.
+
+        None is given back while the bucket is there, as a launch under way may read it; so there are few sizes.
+        """
         import cupy
 
+        captured = set(map(id, self._of_graphs))
         if len(self._lately) >= LATELY:
             self._spare.append(self._lately.pop(next(iter(self._lately))))
-        while self._spare:
-            table = self._spare.pop()
-            if len(table) >= words and all(table is not other for other in self._captured):
-                return table
-        return cupy.empty(words, np.int64)
+        self._spare = [table for table in self._spare if id(table) not in captured]
+        for place, table in enumerate(self._spare):
+            if len(table) >= words:
+                return self._spare.pop(place)
+        if self.order is not None:
+            self.order.allocates()
+        return cupy.empty(1 << (words - 1).bit_length(), np.int64)

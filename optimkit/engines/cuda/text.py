@@ -13,30 +13,31 @@ array) cost one look at the table for four rounds of 256 threads.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from optimkit.arrays import DType
 from optimkit.engines.canonical import LANES, UNIT
-from optimkit.engines.cuda.job import READ_CHUNK, READ_THREADS, STRIDED, WRITE_CHUNK, WRITE_THREADS, entry_columns
+from optimkit.engines.cuda.combine import COMBINE
+from optimkit.engines.cuda.job import READ_CHUNK, READ_THREADS, STRIDED, WRITE_THREADS, entry_columns
 from optimkit.engines.cuda.operations import TABLE, identity, literal, note
 from optimkit.engines.cuda.prelude import prelude
-from optimkit.engines.cuda.uniform import COMBINE, UniformText
+from optimkit.engines.cuda.uniform import COUNT, NEXT_COUNT, UniformText
 from optimkit.engines.text import Body, identifiers, write_body
 from optimkit.fusion.graph import BOOLEAN, Node
 from optimkit.fusion.show import traffic
-from optimkit.fusion.stages import GRADIENT, Plan, Stage
+from optimkit.fusion.stages import GRADIENT, Plan, Stage, number_totals
 
 
 def kernel_texts(plan: Plan, dtype: DType) -> list[str]:
     """The text of an optimizer's only bucket."""
     slots = [key for key in plan.slot_outputs if key[-1] == "optimizer"]  # type: ignore[index]
-    return [module_text(plan, dtype, [node.key for node in plan.program.totals], slots)]
+    return [module_text(plan, dtype, number_totals([plan]), slots)]
 
 
 def module_text(
     plan: Plan,
     dtype: DType,
-    labels: Sequence[Hashable] = (),
+    labels: Mapping[Hashable, int],
     slots: Sequence[Hashable] = (),
     device_count: bool = False,
     skip: bool = False,
@@ -46,8 +47,10 @@ def module_text(
 
     Parameters
     ----------
-    labels, slots : sequence
-        The totals, and the slots per optimizer, of the whole optimizer.
+    labels : dict
+        The numbers of the totals of the optimizer (`number_totals`).
+    slots : sequence
+        The slots per optimizer, of the whole optimizer.
     device_count : bool
         Update counts live on the device.
     skip : bool
@@ -65,7 +68,7 @@ class _Module:
         self,
         plan: Plan,
         dtype: DType,
-        labels: Sequence[Hashable],
+        labels: Mapping[Hashable, int],
         slots: Sequence[Hashable],
         device_count: bool,
         skip: bool,
@@ -75,7 +78,8 @@ class _Module:
         self.names = identifiers(plan.arrays)
         self.columns = entry_columns(plan, strided)
         self.uniform = UniformText(plan, len(self.columns), labels, slots)
-        self.epilogue = self.uniform.epilogue(device_count, skip) if device_count or plan.slot_outputs else []
+        self.device_count = device_count
+        self.epilogue = self.uniform.epilogue(device_count, skip)
 
     def text(self) -> str:
         plan, uniform = self.plan, self.uniform
@@ -83,8 +87,8 @@ class _Module:
         for number in range(len(plan.stages)):
             read, written = traffic(plan, number, self.dtype.itemsize)
             head.append(f"// stage {number + 1}: {read} bytes read, {written} written per element")
-        parts = ["\n".join(head), prelude(self.columns, self.dtype, uniform.width, len(uniform.slots))]
-        if uniform.numbers or self.epilogue:
+        parts = ["\n".join(head), prelude(self.columns, self.dtype, uniform.width, uniform.row_width, len(uniform.slots))]
+        if plan.reducing or uniform.numbers or self.epilogue:
             parts.append(COMBINE)
         parts += uniform.functions(plan.program.gradient_norm)
         parts += [self._read_kernel(number) for number in plan.reducing]
@@ -101,7 +105,7 @@ class _Module:
         lines += [f"    {result} = {end};" for result, end in zip(results, body.ends, strict=True)]
         return "\n".join([*lines, "}"])
 
-    def _prologue(self, body: Body, chunks: str, skip: bool) -> list[str]:
+    def _prologue(self, body: Body, chunk: str, skip: bool, count: str = COUNT) -> list[str]:
         """What a block knows before its loop: its chunk, its parameter's entry, and all scalars; read once, by one warp."""
         plan, uniform = self.plan, self.uniform
         words, hosts = len(self.columns), len(plan.hosts)
@@ -109,21 +113,22 @@ class _Module:
         lines = [f"__shared__ word entry[{words}];"]
         lines += [f"__shared__ double rows[{max(1, hosts)}], uniform[{max(1, len(columns))}];"]
         lines += ["__shared__ int2 chunk;"] + ["__shared__ bool apply;"] * skip + ["if (threadIdx.x < 32) {"]
-        inner = [f"int2 mine = job.{chunks}[blockIdx.x];", "word p = mine.x;", f"const word* from = job.table + p * {words};"]
-        inner += [f"for (int i = threadIdx.x; i < {words}; i += 32) entry[i] = from[i];"]
+        inner = ["int2 mine = {};", "if (threadIdx.x == 0) {", f"    chunk = mine = job.{chunk};"]
+        inner += ["    apply = job.result[FINITE] != 0.0;"] * skip + ["}"]
+        inner += ["word p = __shfl_sync(0xffffffffu, mine.x, 0);", f"const word* from = job.table + p * {words};"]
+        inner += [f"for (int i = threadIdx.x; i < {words}; i += 32) entry[i] = from[i];", "__syncwarp();"]
         if hosts:
-            inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + from[ROW] * {hosts};"]
+            inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + entry[ROW] * {hosts};"]
             inner += [f"for (int i = threadIdx.x; i < {hosts}; i += 32) rows[i] = values[i];"]
-        inner += ["if (threadIdx.x == 0) chunk = mine;"] + ["if (threadIdx.x == 0) apply = job.result[FINITE] != 0.0;"] * skip
-        early = [place for place, column in enumerate(columns) if uniform.is_early(plan.uniforms[column])]
+        computed = [place for place, column in enumerate(columns) if not uniform.is_kept(plan.uniforms[column])]
         for place, column in enumerate(columns):
-            if place not in early:
-                inner.append(f"if (threadIdx.x == {place % 32}) uniform[{place}] = {uniform.stored(plan.uniforms[column])};")
-        if early:
+            if place not in computed:
+                inner.append(f"if (threadIdx.x == {place % 32}) uniform[{place}] = {uniform.kept(plan.uniforms[column])};")
+        if computed:
             known: dict[Node, str] = {}
             own: list[str] = []
-            ends = [uniform.expression(plan.uniforms[columns[place]], known, own) for place in early]
-            own += [f"uniform[{place}] = {end};" for place, end in zip(early, ends, strict=True)]
+            ends = [uniform.expression(plan.uniforms[columns[place]], known, own, count) for place in computed]
+            own += [f"uniform[{place}] = {end};" for place, end in zip(computed, ends, strict=True)]
             inner += ["__syncwarp();", "if (threadIdx.x == 0) {", *("    " + line for line in own), "}"]
         lines += ["    " + line for line in inner] + ["}", "__syncthreads();", "word p = chunk.x, flags = entry[FLAGS];"]
         lines += [f"real k{column} = (real)rows[{column}];  // {note(plan.hosts[column])}" for column in sorted(body.scalars)]
@@ -154,22 +159,26 @@ class _Module:
 
         reads = [self.names[key] for key in stage.reads]
         fresh = [f"{self.names[key]}_new" for key in stage.outputs]
-        lines = self._prologue(body, "chunks", skip)
+        # Last first, where the gradients were read before: those at the end are in the cache still.
+        chunk = "chunks[gridDim.x - 1 - blockIdx.x]" if plan.reducing else "chunks[blockIdx.x]"
+        counting = last and self.device_count and bool(plan.reducing)
+        lines = self._prologue(body, chunk, skip, NEXT_COUNT if counting else COUNT)
         inner = self._pointers(stage)
-        inner += [f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[SIZE], start + {WRITE_CHUNK}), done = start;"]
+        inner += ["word start = (word)chunk.y * job.chunk, end = min(entry[SIZE], start + job.chunk), done = start;"]
         inner += ["bool zero = job.zero && (flags & ZERO_G);"] * last + ["if (flags & VECTOR) {"]
         inner += ["    const word lanes = sizeof(Pack) / sizeof(real);"]
         inner += ["    done = start + (end - start) / lanes * lanes;"]
-        inner += ["    for (word i = start + threadIdx.x * lanes; i < done; i += blockDim.x * lanes) {"]
+        inner += [f"    for (word i = start + threadIdx.x * lanes; i < done; i += {WRITE_THREADS} * lanes) {{"]
         inner += [f"        Pack {name} = *(const Pack*)(p_{name} + i);" for name in reads]
         inner += [f"        Pack {', '.join(fresh)};", "        #pragma unroll", "        for (int j = 0; j < lanes; j++)"]
         inner += ["            " + call([f"{name}.x[j]" for name in reads], [f"{name}.x[j]" for name in fresh])]
         inner += [f"        *(Pack*)(p_{self.names[key]} + i) = {self.names[key]}_new;" for key in stage.outputs]
         inner += [f"        if (zero) *(Pack*)({zero} + i) = Pack{{}};"] * last + ["    }", "}"]
-        inner += ["for (word i = done + threadIdx.x; i < end; i += blockDim.x) {", f"    real {', '.join(fresh)};"]
+        inner += [f"for (word i = done + threadIdx.x; i < end; i += {WRITE_THREADS}) {{", f"    real {', '.join(fresh)};"]
         inner += ["    " + call([self._at(key) for key in stage.reads], fresh)]
         inner += [f"    {self._at(key)} = {self.names[key]}_new;" for key in stage.outputs]
         inner += [f"    if (zero) zero_g(entry, {zero}, i);"] * last + ["}"]
+        inner += [f"if (chunk.y == 0 && threadIdx.x == 0) job.counts[p] = {NEXT_COUNT};"] * counting
         wanted = "!(flags & ABSENT) && apply" if skip else "!(flags & ABSENT)"
         lines += [f"if ({wanted}) {{", *("    " + line for line in inner), "}"]
         if skip:
@@ -185,8 +194,8 @@ class _Module:
         """The gradients of a step that is left out are zeroed all the same."""
         return [
             f"real* {zero} = global((real*)entry[{self.names[GRADIENT]}_at]);",
-            f"word start = (word)chunk.y * {WRITE_CHUNK}, end = min(entry[SIZE], start + {WRITE_CHUNK});",
-            f"for (word i = start + threadIdx.x; i < end; i += blockDim.x) zero_g(entry, {zero}, i);",
+            "word start = (word)chunk.y * job.chunk, end = min(entry[SIZE], start + job.chunk);",
+            f"for (word i = start + threadIdx.x; i < end; i += {WRITE_THREADS}) zero_g(entry, {zero}, i);",
         ]
 
     def _read_kernel(self, number: int) -> str:
@@ -216,8 +225,9 @@ class _Module:
         inner += ["if (thread == 0 && first < entry[SIZE]) {"]
         inner += [f"    double* to = job.partials + (entry[FIRST_UNIT] + unit) * {count};"]
         inner += [f"    to[{r}] = a{r}[0];" for r in range(count)] + ["}"]
-        lines = self._prologue(body, "read_chunks", skip=False)
-        lines += ["if (flags & ABSENT) return;", *inner, *self.uniform.finish(stage)]
+        lines = self._prologue(body, "read_chunks[blockIdx.x]", skip=False)
+        counting = self.device_count and number == plan.reducing[-1]
+        lines += [f"__shared__ double tree[{LANES}];", *self.uniform.finish(stage, inner, counting)]
         head = f'extern "C" __global__ void __launch_bounds__({READ_THREADS}, 4)\n'
         head += f"read_stage_{number}(const __grid_constant__ Job job) {{"
         kernel = "\n".join([head, *("    " + line for line in lines), "}"])

@@ -1,13 +1,13 @@
-"""The uniform level as CUDA text: what one block computes for all parameters once a reduction is known.
+"""The uniform level as CUDA text: what is computed once per parameter, or for all of them, when a reduction is known.
 
-`round_1(job)` takes the totals of its round (sums over all parameters, in the canonical order), computes
-what follows from them for each parameter, in double, and leaves what the totals of the next round
-need. The last block of a reducing launch runs it; with several buckets `finish_1` is a launch.
+A pass that reduces leaves a parameter's sums, and what it adds to totals, to the last block of that parameter. Then
+`round_2(job)` takes the totals (sums over all parameters, in the canonical order), and computes what follows from them, in
+double, for each row of host values. The last block of all runs it; with several buckets `finish_2` is a launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optimkit.engines.canonical import LANES, UNIT
@@ -16,111 +16,126 @@ from optimkit.fusion.graph import REDUCTIONS, Level, Node
 from optimkit.fusion.stages import Plan, Stage
 
 FINISH_THREADS = LANES
-
-COMBINE = f"""\
-// What another block wrote: read from memory, not from this SM's cache.
-template <class T> __device__ __forceinline__ T fresh(const T* p) {{ return *(const volatile T*)p; }}
-
-// {LANES} lanes to one value, as a tree; every thread of the block gets it.
-template <class F> __device__ double fold(double lane, double* tree, F merge) {{
-    if (threadIdx.x < {LANES}) tree[threadIdx.x] = lane;
-    __syncthreads();
-    for (int half = {LANES // 2}; half; half >>= 1) {{
-        if (threadIdx.x < half) tree[threadIdx.x] = merge(tree[threadIdx.x], tree[threadIdx.x + half]);
-        __syncthreads();
-    }}
-    double result = tree[0];
-    __syncthreads();
-    return result;
-}}
-struct Add {{ __device__ double operator()(double a, double b) const {{ return a + b; }} }};
-struct Max {{ __device__ double operator()(double a, double b) const {{ return maximum_of(a, b); }} }};
-struct Min {{ __device__ double operator()(double a, double b) const {{ return minimum_of(a, b); }} }};
-template <class F> __device__ double combine(
-    const double* values, word count, word stride, double start, double* tree, F merge) {{
-    if (count == 1) return merge(start, fresh(values));
-    double lane = start, loaded[16];
-    word i = threadIdx.x < {LANES} ? threadIdx.x : count;
-    for (; i + 15 * {LANES} < count; i += 16 * {LANES}) {{  // many under way: a billion elements have 488,282 units
-        #pragma unroll
-        for (int j = 0; j < 16; j++) loaded[j] = fresh(values + (i + j * {LANES}) * stride);
-        #pragma unroll
-        for (int j = 0; j < 16; j++) lane = merge(lane, loaded[j]);
-    }}
-    for (; i < count; i += {LANES}) lane = merge(lane, fresh(values + i * stride));
-    return fold(lane, tree, merge);
-}}
-// A total: what the parameters of the optimizer add to it, those of each device in a table of their own.
-__device__ double total_of(const Job& job, int label, double* tree) {{
-    double lane = 0.0;
-    for (word i = threadIdx.x; i < job.entries; i += {LANES}) {{
-        double value = 0.0;
-        for (int device = 0; device < job.devices; device++)
-            value += fresh(job.contributions + ((word)device * job.labels + label) * job.entries + i);
-        lane += value;
-    }}
-    return fold(lane, tree, Add());
-}}
-// True in all threads of the block that comes last of `blocks`; what the others wrote is visible then.
-__device__ bool comes_last(int* counter, int blocks) {{
-    __shared__ bool last;
-    __syncthreads();
-    if (threadIdx.x == 0) {{  // its fences stand for the whole block, which the barriers put in order with it
-        __threadfence();
-        last = atomicAdd(counter, 1) == blocks - 1;
-        if (last) *counter = 0;
-        __threadfence();
-    }}
-    __syncthreads();
-    return last;
-}}
-"""
-
+COUNT = "job.counts[p] + 1"  # the count of the step under way
+NEXT_COUNT = "job.next_counts[p]"  # the same, where a pass has left it; then the one before may be overwritten already
 
 class UniformText:
     """The text of a plan's uniform level.
 
+    Every value is kept where it is needed least often: a reduction once for each parameter; what follows from totals and
+    host values alone once for each row of these; all else is computed by who uses it.
+
     Parameters
     ----------
-    labels : sequence
-        The totals of the whole optimizer; their order is that of `job.contributions`.
-    slots : sequence
-        The slots that the optimizer has once; their order is that of `job.shared`.
     stride : int
         Words of a table entry.
+    labels : dict
+        The numbers of the totals of the whole optimizer, in the order of `job.contributions`; equal ones have the same.
+    slots : sequence
+        The slots that the optimizer has once; their order is that of `job.shared`.
     """
 
     def __init__(
-        self, plan: Plan, stride: int, labels: Sequence[Hashable] = (), slots: Sequence[Hashable] = ()
+        self, plan: Plan, stride: int, labels: Mapping[Hashable, int], slots: Sequence[Hashable] = ()
     ) -> None:
-        self.plan, self.stride = plan, stride
-        self.labels, self.places = list(labels), {key: place for place, key in enumerate(slots)}
+        self.plan, self.stride, self.labels = plan, stride, labels
+        self.places = {key: place for place, key in enumerate(slots)}
         self.rounds = {node: number for number, nodes in plan.uniform_rounds.items() for node in nodes}
-        later = [node for node, number in self.rounds.items() if number]
-        self.columns = {node: column for column, node in enumerate(later)}
+        self.columns = {node: column for column, node in enumerate(node for node in self.rounds if node.op in REDUCTIONS)}
         keys: list[Any] = list(plan.slot_outputs)
         self.slots = [key for key in keys if key[-1] == "parameter"]
         self.shared = [key for key in keys if key[-1] == "optimizer"]
+        self._common: dict[Node, bool] = {}
+        totals = {labels[node.key]: node for node in self.rounds if node.op == "total"}  # equal ones once
+        self.totals = list(totals.values())
+        self.adding = {node: self._where_added(node) for node in self.totals}
+        self.row_columns = {node: column for column, node in enumerate(self._kept_by_row())}
 
     @property
     def width(self) -> int:
-        """How many uniform values are kept per parameter."""
+        """How many values are kept per parameter."""
         return max(1, len(self.columns))
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """The rounds in which there is something to do."""
-        before = {self.rounds[node] - 1 for node in self.rounds if node.op == "total"}
-        return tuple(sorted({number for number in self.plan.uniform_rounds if number} | before))
+    def row_width(self) -> int:
+        """How many values are kept per row."""
+        return max(1, len(self.row_columns))
+
+    # ---- what is where
+
+    def is_common(self, node: Node) -> bool:
+        """Whether a value is the same for all parameters with the same row."""
+        if node.level is Level.HOST or node.op in ("constant", "total"):
+            return True
+        if node.op in REDUCTIONS or node.op in ("size", "count"):
+            return False
+        if node.op == "slot":
+            return ("slot", *node.key) in self.places  # type: ignore[misc]
+        if node not in self._common:
+            self._common[node] = all(map(self.is_common, node.args))
+        return self._common[node]
 
     def is_early(self, node: Node) -> bool:
         """Whether a value needs no reduction: sizes, counts, slots, and what follows from them."""
-        return self.rounds[node] == 0
+        return self.rounds.get(node, 0) == 0
 
-    def stored(self, node: Node) -> str:
-        return f"fresh(job.uniforms + p * {self.width} + {self.columns[node]})"
+    def is_kept(self, node: Node) -> bool:
+        """Whether a value lies in device memory when the round that it belongs to is over."""
+        return node in self.columns or (not self.is_early(node) and self.is_common(node))
 
-    def expression(self, node: Node, known: dict[Node, str], lines: list[str]) -> str:
+    def _needs(self, node: Node) -> Iterator[Node]:
+        """The values in device memory that one is computed from."""
+        if self.is_kept(node):
+            yield node
+        elif not self.is_early(node):
+            for arg in node.args:
+                yield from self._needs(arg)
+
+    def _kept_by_row(self) -> list[Node]:
+        """The values per row that are used outside of their own round."""
+        roots = [*self.plan.uniforms, *self.plan.slot_outputs.values(), *(node.args[0] for node in self.totals)]
+        found = [each for root in roots for each in self._needs(root)]
+        for node, own in self.rounds.items():
+            if self.is_common(node):
+                found += [arg for arg in node.args if self.is_kept(arg) and self.rounds[arg] != own]
+        return [node for node in self.rounds if node in set(found) and node not in self.columns]
+
+    def _where_added(self, total: Node) -> Stage | int:
+        """Where parameters add to a total: in the pass in which the last of what they add is known, or after a round."""
+        needs = set(self._needs(total.args[0]))
+        last = max((self.rounds[node] for node in needs if node in self.columns), default=None)
+        if last is None or any(self.rounds[node] >= last for node in needs if node not in self.columns):
+            return self.rounds[total] - 1
+        return next(stage for stage in self._reducing() if stage.round == last)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The rounds in which there is something to do for all parameters together."""
+        found = {number for node, number in self.rounds.items() if number and node not in self.columns and self.is_common(node)}
+        return tuple(sorted(found | {where for where in self.adding.values() if isinstance(where, int)}))
+
+    @property
+    def adding_rounds(self) -> frozenset[int]:
+        """The rounds in which parameters add to totals."""
+        return frozenset(where if isinstance(where, int) else where.round for where in self.adding.values())
+
+    def _reducing(self) -> list[Stage]:
+        return [self.plan.stages[number] for number in self.plan.reducing]
+
+    def head_rounds(self) -> tuple[int, ...]:
+        """The rounds before the first pass."""
+        first = min((stage.round for stage in self._reducing()), default=None)
+        return tuple(number for number in self.numbers if first is None or number < first)
+
+    # ---- text
+
+    def kept(self, node: Node) -> str:
+        """A value that lies in device memory."""
+        if node in self.columns:
+            return f"fresh(job.uniforms + p * {self.width} + {self.columns[node]})"
+        return f"fresh(job.by_row + entry[ROW] * {self.row_width} + {self.row_columns[node]})"
+
+    def expression(self, node: Node, known: dict[Node, str], lines: list[str], count: str = COUNT) -> str:
         """A host or uniform value of parameter p in double; statements it needs go to `lines`."""
         if node in known:
             return known[node]
@@ -131,23 +146,19 @@ class UniformText:
         if node.op == "size":
             text = "(double)entry[SIZE]"
         elif node.op == "count":
-            text = "(double)(job.counts[p] + 1)"
+            text = f"(double)({count})"
         elif node.op == "slot":
             key: Any = ("slot", *node.key)  # type: ignore[misc]
             own = key in self.slots
             per_parameter = f"job.slots[p * {len(self.slots)} + {self.slots.index(key) if own else 0}]"
             text = per_parameter if own else f"job.shared[{self.places[key]}]"
-        elif node.op in REDUCTIONS or node.op == "total" or not self.is_early(node):
-            text = self.stored(node)
+        elif self.is_kept(node):
+            text = self.kept(node)
         else:
-            text = self._operation(node, known, lines)
+            text = TABLE[node.op].format(*(self.expression(arg, known, lines, count) for arg in node.args))
         known[node] = f"y{len(known)}"
         lines.append(f"double {known[node]} = {text};  // {note(node)}")
         return known[node]
-
-    def _operation(self, node: Node, known: dict[Node, str], lines: list[str]) -> str:
-        template = TABLE[node.op]
-        return template.format(*(self.expression(arg, known, lines) for arg in node.args))
 
     def functions(self, norm: Node | None) -> list[str]:
         """All rounds: what the last block calls, and a kernel for each."""
@@ -160,82 +171,125 @@ class UniformText:
 
     def _round(self, number: int, norm: Node | None) -> str:
         nodes = self.plan.uniform_rounds.get(number, ()) if number else ()
-        totals = [node for node in nodes if node.op == "total"]
-        lines = [f"__shared__ double tree[{LANES}];"] if totals else []
+        by_label: dict[int, str] = {}
         known: dict[Node, str] = {}
-        for node in totals:
-            known[node] = f"y{len(known)}"
-            lines.append(f"double {known[node]} = total_of(job, {self.labels.index(node.key)}, tree);  // {note(node)}")
-        lines += [f"for (word p = threadIdx.x; p < job.members; p += {FINISH_THREADS}) {{"]
-        lines += [f"    const word* entry = job.table + p * {self.stride};", "    bool present = !(entry[FLAGS] & ABSENT);"]
-        next_totals = [node for node, own in self.rounds.items() if node.op == "total" and own == number + 1]
-        lines += [f"    double part{place} = 0.0;" for place in range(len(next_totals))] + ["    if (present) {"]
-        lines += ["        " + line for line in self._present(nodes, known, next_totals, norm)] + ["    }"]
-        for place, node in enumerate(next_totals):
-            label = self.labels.index(node.key)
-            row = f"((word)job.device * job.labels + {label}) * job.entries"
-            lines.append(f"    job.contributions[{row} + entry[PLACE]] = part{place};")
-        lines += ["}", "__syncthreads();"]
+        lines: list[str] = []
+        for node in (node for node in nodes if node.op == "total"):
+            label = self.labels[node.key]
+            if label not in by_label:
+                by_label[label] = f"y{len(by_label)}"
+                lines.append(f"double {by_label[label]} = total_of(job, {label}, tree);  // {note(node)}")
+            known[node] = by_label[label]
+        if by_label:
+            lines.insert(0, f"__shared__ double tree[{LANES}];")
+        lines += self._by_row([node for node in nodes if node not in self.columns and self.is_common(node)], known, norm)
+        after = [node for node in self.totals if self.adding[node] == number]
+        if after:
+            lines += self._add_all(after)
         return "\n".join([f"__device__ void round_{number}(const Job& job) {{", *("    " + line for line in lines), "}", ""])
 
-    def _present(
-        self, nodes: Sequence[Node], known: dict[Node, str], next_totals: Sequence[Node], norm: Node | None
-    ) -> list[str]:
-        """What is computed for a parameter that takes part."""
-        lines = [self.rows_line()]
+    def _by_row(self, nodes: Sequence[Node], known: dict[Node, str], norm: Node | None) -> list[str]:
+        """What follows from totals, for each row of host values."""
+        if not nodes:
+            return []
+        inner: list[str] = []
         for node in nodes:
-            if node.op in REDUCTIONS:
-                continue
             if node.op != "total":
-                text = self._operation(node, known, lines)
+                args = [self._of_row(arg, known, inner) for arg in node.args]
                 known[node] = f"y{len(known)}"
-                lines.append(f"double {known[node]} = {text};  // {note(node)}")
-            lines.append(f"job.uniforms[p * {self.width} + {self.columns[node]}] = {known[node]};")
+                inner.append(f"double {known[node]} = {TABLE[node.op].format(*args)};  // {note(node)}")
+            if node in self.row_columns:
+                inner.append(f"job.by_row[row * {self.row_width} + {self.row_columns[node]}] = {known[node]};")
         if norm is not None and norm in nodes:
-            lines += [f"job.result[NORM] = {known[norm]};", f"job.result[FINITE] = is_finite({known[norm]});"]
-        for place, node in enumerate(next_totals):
-            lines.append(f"part{place} = {self.expression(node.args[0], known, lines)};")
-        return lines
+            result = [f"    job.result[NORM] = {known[norm]};", f"    job.result[FINITE] = is_finite({known[norm]});"]
+            inner += ["if (row == 0) {", *result, "}"]
+        if not any("=" in line for line in inner):
+            return []
+        head = [f"for (word row = threadIdx.x; row < job.row_count; row += {FINISH_THREADS}) {{"]
+        head += [f"    const double* rows = (job.more_rows ? job.more_rows : job.rows) + row * {len(self.plan.hosts)};"]
+        return [*head, *("    " + line for line in inner), "}", "__syncthreads();"]
 
-    def finish(self, stage: Stage) -> list[str]:
-        """The end of a reducing kernel: parameters are finished by their last block, the rounds by the last of all."""
-        count = len(stage.reductions)
-        lines = [f"__shared__ double tree[{LANES}];", "if (!comes_last(job.arrived + p, entry[BLOCKS])) return;"]
+    def _of_row(self, node: Node, known: dict[Node, str], lines: list[str]) -> str:
+        """A value that is common to the parameters of a row, where there is no parameter at hand."""
+        if node in known or not self.is_kept(node):
+            return self.expression(node, known, lines)
+        known[node] = f"y{len(known)}"
+        text = f"fresh(job.by_row + row * {self.row_width} + {self.row_columns[node]})"
+        lines.append(f"double {known[node]} = {text};  // {note(node)}")
+        return known[node]
+
+    def _add_all(self, totals: Sequence[Node]) -> list[str]:
+        """One block adds for all parameters, what needs no pass or comes of other totals."""
+        known: dict[Node, str] = {}
+        inner = [self.rows_line()]
+        parts = [self.expression(node.args[0], known, inner) for node in totals]
+        inner += [f"{self._place_of(node)} = {part};" for node, part in zip(totals, parts, strict=True)]
+        lines = [f"for (word p = threadIdx.x; p < job.members; p += {FINISH_THREADS}) {{"]
+        lines += [f"    const word* entry = job.table + p * {self.stride};"]
+        lines += ["    if (entry[FLAGS] & ABSENT) {", *(f"        {self._place_of(node)} = 0.0;" for node in totals)]
+        return [*lines, "        continue;", "    }", *("    " + line for line in inner), "}", "__syncthreads();"]
+
+    def _place_of(self, total: Node) -> str:
+        """What parameter p adds to a total."""
+        row = f"((word)job.device * job.labels + {self.labels[total.key]}) * job.entries"
+        return f"job.contributions[{row} + entry[PLACE]]"
+
+    def finish(self, stage: Stage, reading: Sequence[str], count_next: bool) -> list[str]:
+        """A reducing kernel from the pass on: parameters are finished by their last block, the rounds by the last of all.
+
+        Of a parameter that takes no part, the first block adds nothing to totals, and arrives.
+        """
+        count, known = len(stage.reductions), dict[Node, str]()
+        lines = [*reading, "if (!comes_last(job.arrived + p, entry[BLOCKS])) return;"]
         lines += [f"word units = (entry[SIZE] + {UNIT - 1}) / {UNIT};"]
         for r, node in enumerate(stage.reductions):
             merge = {"max": "Max()", "min": "Min()"}.get(node.op, "Add()")
-            partials, column = f"job.partials + entry[FIRST_UNIT] * {count} + {r}", self.columns[node]
-            lines.append(f"double sum{r} = combine({partials}, units, {count}, {identity(node)}, tree, {merge});")
-            lines.append(f"if (threadIdx.x == 0) job.uniforms[p * {self.width} + {column}] = sum{r};  // {note(node)}")
-        lines += ["if (!comes_last(job.control + PARAMETERS_READ, job.present) || !job.finish) return;"]
-        later = [other.round for other in self._reducing() if other.round > stage.round]
-        after = min(later, default=None)
-        lines += [f"round_{n}(job);" for n in self.numbers if n >= stage.round and (after is None or n < after)]
-        return lines
+            partials = f"job.partials + entry[FIRST_UNIT] * {count} + {r}"
+            known[node] = f"sum{r}"
+            own = f"combine({partials}, units, {count}, {identity(node)}, tree, {merge})"
+            lines.append(f"double sum{r} = {own};  // {note(node)}")
+        inner = [f"job.uniforms[p * {self.width} + {self.columns[node]}] = {value};" for node, value in known.items()]
+        totals = [node for node in self.totals if self.adding[node] is stage]
+        for node in totals:
+            inner.append(f"{self._place_of(node)} = {self.expression(node.args[0], known, inner)};")
+        inner += ["job.next_counts[p] = job.counts[p] + 1;"] * count_next
+        lines += ["if (threadIdx.x == 0) {", *("    " + line for line in inner), "}"]
+        rounds = self._rounds_after(stage)
+        if not rounds:
+            return ["if (flags & ABSENT) return;", *lines]
+        zeros = [f"    if (threadIdx.x == 0) {self._place_of(node)} = 0.0;" for node in totals]
+        both = ["if (flags & ABSENT) {", "    if (chunk.y) return;", *zeros]
+        both += ["} else {", *("    " + line for line in lines), "}"]
+        both += ["if (!comes_last(job.control + PARAMETERS_READ, job.members) || !job.finish) return;"]
+        return both + [f"round_{number}(job);" for number in rounds]
 
-    def _reducing(self) -> list[Stage]:
-        return [self.plan.stages[number] for number in self.plan.reducing]
-
-    def head_rounds(self) -> tuple[int, ...]:
-        """The rounds before the first pass."""
-        first = min((stage.round for stage in self._reducing()), default=None)
-        return tuple(number for number in self.numbers if first is None or number < first)
+    def _rounds_after(self, stage: Stage) -> list[int]:
+        """The rounds between this pass and the next one."""
+        after = min((other.round for other in self._reducing() if other.round > stage.round), default=None)
+        return [number for number in self.numbers if number >= stage.round and (after is None or number < after)]
 
     def epilogue(self, device_count: bool, check: bool) -> list[str]:
-        """The end of the writing kernel: its last block writes counts, and slots per parameter and optimizer."""
+        """The end of the writing kernel: its last block writes counts, and slots per parameter and optimizer.
+
+        Counts are known in the pass that reads, where there is one: then blocks write them, and none has to be the last.
+        """
+        counting = device_count and not self.plan.reducing
+        if not counting and not self.plan.slot_outputs:
+            return []
         lines = ["if (!comes_last(job.control + BLOCKS_WRITTEN, gridDim.x)) return;"]
         lines += ["if (!apply) return;"] if check else []
-        lines += self._shared_values()
-        lines += ["for (p = threadIdx.x; p < job.members; p += blockDim.x) {"]
-        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
-        if self.slots:
-            known: dict[Node, str] = {}
-            inner.append(self.rows_line())
-            ends = [self.expression(self.plan.slot_outputs[key], known, inner) for key in self.slots]
-            inner += [f"job.slots[p * {len(self.slots)} + {place}] = {end};" for place, end in enumerate(ends)]
-        if device_count:
-            inner.append("job.counts[p] += 1;")
-        lines += ["    " + line for line in inner] + ["}"]
+        count = NEXT_COUNT if device_count and self.plan.reducing else COUNT
+        lines += self._shared_values(count)
+        if self.slots or counting:
+            lines += ["for (p = threadIdx.x; p < job.members; p += blockDim.x) {"]
+            inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
+            if self.slots:
+                known: dict[Node, str] = {}
+                inner.append(self.rows_line())
+                ends = [self.expression(self.plan.slot_outputs[key], known, inner, count) for key in self.slots]
+                inner += [f"job.slots[p * {len(self.slots)} + {place}] = {end};" for place, end in enumerate(ends)]
+            inner += ["job.counts[p] += 1;"] * counting
+            lines += ["    " + line for line in inner] + ["}"]
         if self.shared:
             lines += ["__syncthreads();"]
             for place, key in enumerate(self.shared):
@@ -247,14 +301,14 @@ class UniformText:
     def rows_line(self) -> str:
         return f"const double* rows = (job.more_rows ? job.more_rows : job.rows) + entry[ROW] * {len(self.plan.hosts)};"
 
-    def _shared_values(self) -> list[str]:
+    def _shared_values(self, count: str) -> list[str]:
         """Slots of the optimizer: the same value for every parameter, so that of the first one present."""
         if not self.shared:
             return []
         known: dict[Node, str] = {}
         inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
         inner.append(self.rows_line())
-        ends = [self.expression(self.plan.slot_outputs[key], known, inner) for key in self.shared]
+        ends = [self.expression(self.plan.slot_outputs[key], known, inner, count) for key in self.shared]
         inner += [f"shared{place} = {end};" for place, end in enumerate(ends)] + ["break;"]
         lines = [f"double shared{place} = 0.0;" for place in range(len(self.shared))]
         lines.append("if (threadIdx.x == 0) for (p = 0; p < job.members; p++) {")
