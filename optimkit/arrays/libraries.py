@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import array_api_compat
 import numpy as np
 
+from optimkit.arrays.alignment import check_aligned
 from optimkit.arrays.streams import StreamOrder
 
 Fingerprint = tuple[Any, ...] | None  # class, dtype, shape, strides, device: all but where the memory is
@@ -256,7 +257,7 @@ class Torch(Library):
             raise TypeError(f"{what} is a {x.layout} tensor; pass a dense one (x.to_dense())")
         if x.is_conj() or x.is_neg():
             raise TypeError(f"{what} has its conjugate or negative bit set; pass x.resolve_conj().resolve_neg()")
-        _check_aligned(what, x.data_ptr(), x.element_size(), x.shape, (), "x.clone()")
+        check_aligned(what, x.data_ptr(), x.element_size(), x.shape, (), "x.clone()")
 
     def check_writable(self, what: str, x: Any) -> None:
         if x.requires_grad and not x.is_leaf:
@@ -291,7 +292,7 @@ class Cupy(Library):
         return int(x.data.ptr)
 
     def check_readable(self, what: str, x: Any) -> None:
-        _check_aligned(what, x.data.ptr, x.itemsize, x.shape, x.strides)
+        check_aligned(what, x.data.ptr, x.itemsize, x.shape, x.strides)
 
     def order(self, x: Any, owner: Any) -> Any:
         return StreamOrder(x.device, owner)
@@ -317,21 +318,6 @@ class Jax(Library):
             f"{what} is a JAX array, which is immutable; use the functional form: "
             "state = rule.init(params); params, state = rule.apply(params, grads, state)"
         )
-
-
-def _check_aligned(
-    what: str, address: int, size: int, shape: Sequence[int], strides: Sequence[int], remedy: str = "x.copy()"
-) -> None:
-    """Raise where elements of `size` bytes don't lie at multiples of it: on a device the process would not survive it."""
-    if 0 in shape:
-        return
-    if address % size:
-        off = f"it begins {address % size} bytes after a multiple of its {size}-byte elements"
-    elif any(step % size for step, n in zip(strides, shape, strict=False) if n > 1):
-        off = f"its strides {tuple(strides)} are no multiples of its {size}-byte elements"
-    else:
-        return
-    raise ValueError(f"{what} is not aligned in memory: {off} (a view of bytes?); pass a copy ({remedy})")
 
 
 NUMPY = Numpy("numpy")

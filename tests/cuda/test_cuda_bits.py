@@ -282,3 +282,37 @@ def test_what_was_launched_is_counted_when_a_later_launch_fails(cupy: Any, monke
     monkeypatch.setattr(runners[0], "write", real)
     for w, name in zip(weights, opt.names, strict=True):
         assert float(w[0]) == 1.0 - opt.state[name].t
+
+
+def test_totals_of_more_parameters_than_lanes_in_flight(twins: Any) -> None:
+    """128 lanes with 16 loads each are 2,048 parameters; those without a gradient, and the last few, add up as on the host."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 3, 2300)
+    clip = {"transforms": [transforms.ClipByGlobalNorm(0.1)], "nonfinite": "skip"}
+    pair = twins(lambda p: optimkit.Adam(p, **clip), [np.ones(n) for n in sizes])
+    for step in range(2):
+        grads = [rng.normal(size=n) if rng.random() < 0.9 or step == 0 else None for n in sizes]
+        found, expected = pair.step(grads)
+        assert found.grad_norm == expected.grad_norm
+    for host, device in zip(pair.host_arrays, pair.device_arrays, strict=True):
+        assert host.tobytes() == device.get().tobytes()
+
+
+def test_rows_of_their_own(twins: Any) -> None:
+    """Groups, and counts of updates, give each parameter another row of numbers; what follows from a total is kept by row."""
+
+    def make(arrays: Any) -> Any:
+        groups = [{"params": [x], "lr": 1e-2 * (k + 1)} for k, x in enumerate(arrays)]
+        return optimkit.AdamW(groups, transforms=[transforms.ClipByGlobalNorm(0.5), transforms.ClipByGlobalNorm(0.2)])
+
+    rng = np.random.default_rng(1)
+    pair = twins(make, [np.ones(n, np.float32) for n in (5, 3000, 1, 70)])
+    import cupy
+
+    for step in range(6):
+        shapes = [x.shape for x in pair.host_arrays]
+        grads = [rng.normal(size=n).astype(np.float32) if (step + k) % 3 else None for k, n in enumerate(shapes)]
+        pair.host.step([[g] for g in grads])
+        pair.device.step([[None if g is None else cupy.asarray(g)] for g in grads])
+    for host, device in zip(pair.host_arrays, pair.device_arrays, strict=True):
+        assert host.tobytes() == device.get().tobytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -206,18 +206,70 @@ def test_nothing_is_compiled_while_the_rate_changes(cupy: Any) -> None:
 
 
 def test_many_uploads_under_way_need_buffers_of_their_own(cupy: Any) -> None:
-    from optimkit.engines.cuda.upload import Uploader
+    from optimkit.engines.cuda.upload import MOST, Uploader
 
     uploader, stream = Uploader(), cupy.cuda.get_current_stream()
     targets = [cupy.zeros(10, cupy.int64) for _ in range(5)]
     for number, target in enumerate(targets):
         uploader.send(target.data.ptr, np.full(10, number), stream)
     assert [int(target[3]) for target in targets] == [0, 1, 2, 3, 4]
-    for buffer in uploader._buffers:
-        buffer.event = SimpleNamespace(done=False)
-    held = len(uploader._buffers)
-    uploader.send(targets[0].data.ptr, np.full(10, 9), stream)
-    assert len(uploader._buffers) == held + 1
+    (line,) = uploader._lines.values()
+    asked: list[str] = []
+
+    class Busy:
+        """An event of a copy that has not passed."""
+
+        def record(self, stream: Any) -> None:
+            pass
+
+        @property
+        def done(self) -> bool:
+            asked.append("done")
+            return False
+
+        def synchronize(self) -> None:
+            asked.append("synchronize")
+
+    assert len(line) == 1
+    for number in range(MOST):
+        for buffer in line:
+            buffer.event = Busy()
+        uploader.send(targets[0].data.ptr, np.full(10, number), stream)
+        assert len(line) == min(number + 2, MOST)
+    assert asked == ["done"] * (MOST - 1) + ["synchronize"], "one event is asked for an upload, not all"
+    assert int(targets[0][3]) == MOST - 1
+
+
+def test_binaries_are_whole(cupy: Any) -> None:
+    """CuPy cuts the last byte off, as if it ended a string; what is loaded, and kept on disk, has it again."""
+    import ctypes
+
+    from cupy.cuda import nvrtc
+
+    from optimkit.engines.cuda.compile import _whole
+
+    text = optimkit.Adam.explain("float32", engine="cuda")
+    text = text[text.index("// Adam, float32") :]
+    program = nvrtc.createProgram(text, "a.cu", [], [])
+    nvrtc.compileProgram(program, ["-arch=sm_90", "--std=c++17"])
+    with open("/proc/self/maps") as file:
+        library = ctypes.CDLL(next(line.split()[-1] for line in file if "libnvrtc.so" in line))
+    size = ctypes.c_size_t()
+    library.nvrtcGetCUBINSize(ctypes.c_void_p(program), ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetCUBIN(ctypes.c_void_p(program), buffer)
+    cut = nvrtc.getCUBIN(program)
+    assert len(cut) == size.value - 1, "CuPy gives all bytes now: take `_whole` away"
+    assert _whole(cut) == buffer.raw
+    assert _whole(buffer.raw) == buffer.raw
+    assert _whole(b"// PTX") == b"// PTX"
+
+
+def test_a_cupy_that_has_changed_is_told_of(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("cupy.cuda.function.Module")
+    monkeypatch.setattr("optimkit.engines.cuda.compile._loaded", OrderedDict())
+    with pytest.raises(RuntimeError, match=r"CuPy .* has changed what the CUDA engine calls.*install CuPy 14.*'eager'"):
+        optimkit.SGD(cupy.ones(3), lr=0.1).step(cupy.ones(3))
 
 
 def test_kernels_stay_inside_their_arrays(cupy: Any) -> None:

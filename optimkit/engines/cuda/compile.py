@@ -1,12 +1,14 @@
 """CUDA text to kernels: NVRTC, without the flags that change bits, and with a cache on disk.
 
 CuPy appends `-ftz=true` to all that its own classes compile, which flushes subnormals to zero. So the
-text goes through `cupy.cuda.compiler.compile_using_nvrtc` and `Function` by hand.
+text goes through `cupy.cuda.compiler.compile_using_nvrtc` and `Function` by hand. CuPy may change these from one
+major version to the next, so the package's extras name those that were tried.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections import OrderedDict
 from functools import cache
@@ -55,24 +57,34 @@ def load(text: str, device: int) -> Any:
     Raises
     ------
     KernelError
-        If NVRTC refuses the text, or the driver the binary.
+        If NVRTC refuses the text, or the driver the binary, or this CuPy has no such functions any more.
     """
     with _lock:
         module = _loaded.get((text, device))
         if module is None:
-            key = disk.digest(text, *_target(device))
-            binary = disk.kept(f"{key}.cuda")
-            module = _module(binary, text) if binary is not None else None
-            if module is None:
-                binary = _compile(text, key)
-                module = _module(binary, text, final=True)
-            else:
-                counters.cache_hits += 1
-            _loaded[text, device] = module
+            try:
+                module = _loaded[text, device] = _make(text, device)
+            except (AttributeError, ImportError, TypeError) as error:
+                import cupy
+
+                raise KernelError(
+                    f"CuPy {cupy.__version__} has changed what the CUDA engine calls ({error}): install CuPy 14, or use "
+                    "engine='eager' for its arrays"
+                ) from error
             while len(_loaded) > MOST:
                 _loaded.popitem(last=False)
         _loaded.move_to_end((text, device))
         return module
+
+
+def _make(text: str, device: int) -> Any:
+    key = disk.digest(text, *_target(device))
+    binary = disk.kept(f"{key}.cuda")
+    module = _module(binary, text) if binary is not None else None
+    if module is None:
+        return _module(_compile(text, key), text, final=True)
+    counters.cache_hits += 1
+    return module
 
 
 def _compile(text: str, key: str) -> bytes:
@@ -84,8 +96,23 @@ def _compile(text: str, key: str) -> bytes:
         binary, _ = compiler.compile_using_nvrtc(text, OPTIONS, None, "optimkit.cu", cache_in_memory=True)
     except compiler.CompileException as error:
         raise KernelError(f"NVRTC did not compile this kernel:\n{_numbered(text)}\n\nIts log:\n{error}") from error
-    disk.keep(f"{key}.cuda", bytes(binary))
-    return bytes(binary)
+    whole = _whole(bytes(binary))
+    disk.keep(f"{key}.cuda", whole)
+    return whole
+
+
+def _whole(binary: bytes) -> bytes:
+    """A binary with its last byte, which CuPy cuts off as if it ended a string.
+
+    ELF's header tells how long it is. At its end is a table of numbers of 8 bytes, lowest first, that are alignments
+    or sizes of entries: the byte that is missing is 0.
+    """
+    if not binary.startswith(b"\x7fELF"):
+        return binary  # PTX, which is a string
+    program, section = struct.unpack_from("<QQ", binary, 32)
+    program_size, programs, section_size, sections = struct.unpack_from("<4H", binary, 54)
+    end = max(program + program_size * programs, section + section_size * sections)
+    return binary + b"\0" if end == len(binary) + 1 else binary
 
 
 def _module(binary: bytes, text: str, final: bool = False) -> Any:

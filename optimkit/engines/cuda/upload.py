@@ -8,6 +8,7 @@ optimizer: one that is dropped may have copies under way.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from optimkit.counting import counters
 from optimkit.engines.atomic import at_once
 
-MOST = 64  # buffers; beyond, the host waits for the oldest copy
+MOST = 64  # buffers of a size; beyond, the host waits for the oldest copy
 
 
 @dataclass(eq=False)
@@ -28,39 +29,38 @@ class _Buffer:
 
 
 class Uploader:
-    """Copies host arrays to one device. Who sends takes a buffer out of the list, so threads need no lock."""
+    """Copies host arrays to one device. Who sends takes a buffer out of its line, so threads need no lock."""
 
     def __init__(self) -> None:
-        self._buffers: list[_Buffer] = []
+        self._lines: dict[int, deque[_Buffer]] = {}  # of each size, the one used longest ago first
 
     def send(self, target: int, source: np.ndarray, stream: Any) -> None:
         """Copy a contiguous array to a device address."""
         import cupy
 
-        runtime = cupy.cuda.runtime
-        buffer = self._take(source.nbytes)
-        buffer.view[: source.nbytes] = source.reshape(-1).view(np.uint8)
-        copy = partial(runtime.memcpyAsync, target, buffer.memory.ptr, source.nbytes, runtime.memcpyHostToDevice, stream.ptr)
-        at_once([copy, partial(buffer.event.record, stream), partial(self._buffers.append, buffer)])
+        runtime, size = cupy.cuda.runtime, source.nbytes
+        line = self._lines.setdefault(1 << max(8, (size - 1).bit_length()), deque())
+        buffer = self._take(line, size)
+        buffer.view[:size] = source.reshape(-1).view(np.uint8)
+        copy = partial(runtime.memcpyAsync, target, buffer.memory.ptr, size, runtime.memcpyHostToDevice, stream.ptr)
+        at_once([copy, partial(buffer.event.record, stream), partial(line.append, buffer)])
         counters.uploads += 1
 
-    def _take(self, size: int) -> _Buffer:
-        """A buffer of the size that no copy reads any more."""
-        for buffer in tuple(self._buffers):
-            if len(buffer.view) >= size and buffer.event.done:
-                with contextlib.suppress(ValueError):  # another thread took it
-                    self._buffers.remove(buffer)
-                    return buffer
-        if len(self._buffers) >= MOST:
-            oldest = self._buffers[0]
-            oldest.event.synchronize()
-            with contextlib.suppress(ValueError):
-                self._buffers.remove(oldest)
+    def _take(self, line: deque[_Buffer], size: int) -> _Buffer:
+        """A buffer that no copy reads any more: the oldest, or a new one while there are few."""
+        full = len(line) >= MOST
+        with contextlib.suppress(IndexError):  # there is none, or another thread took it
+            buffer = line.popleft()
+            if full:
+                buffer.event.synchronize()
+            if full or buffer.event.done:
+                return buffer
+            line.appendleft(buffer)
         import cupy
 
-        memory = cupy.cuda.alloc_pinned_memory(size)
-        view = np.frombuffer(memory, np.uint8, size)
-        return _Buffer(memory, view, cupy.cuda.Event(disable_timing=True))
+        room = 1 << max(8, (size - 1).bit_length())
+        memory = cupy.cuda.alloc_pinned_memory(room)
+        return _Buffer(memory, np.frombuffer(memory, np.uint8, room), cupy.cuda.Event(disable_timing=True))
 
 
 _uploaders: dict[int, Uploader] = {}
