@@ -223,6 +223,8 @@ class Run:
             self.forget_warm()
             if self.gradients is not None:
                 self.gradients.settled = False  # these have seen none
+                if steps.device is not None:  # what is new there compiles for long: all at once
+                    self.warm, self.warm_tried = self._make_warm(self.gradients), True
         return self.steps
 
     def ready_gradients(self) -> tuple[Gradients, ContainerWatch]:
@@ -254,7 +256,8 @@ class Run:
             return None
         buckets, compiled = self.steps.buckets, gradients.fingerprints.compile(make)
         checked = self.settings.nonfinite != "allow"
-        return WarmStep.of(gradients, self.watch, buckets, compiled, self.shared, checked, self.counted)
+        result = self.steps.device.result_of_all if self.steps.device is not None else None
+        return WarmStep.of(gradients, self.watch, buckets, compiled, self.shared, checked, self.counted, result)
 
     def forget_warm(self) -> None:
         """Steps are not warm any more."""

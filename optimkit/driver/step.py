@@ -38,18 +38,21 @@ def _take(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     run.asked = {}
     if run.links:
         run.check_versions()
-    if run.whole:
-        warm = run.warm or run.ready_warm()
-        result = warm.take(partial(step_number, run), grads, zero_grad) if warm is not None else None
-        if result is not None:
-            return result
-    return take_anew(run, grads, zero_grad)
+    run.orders.enter()
+    try:
+        if run.whole:
+            warm = run.warm or run.ready_warm()
+            result = warm.take(partial(step_number, run), grads, zero_grad) if warm is not None else None
+            if result is not None:
+                return result
+        return take_anew(run, grads, zero_grad)
+    finally:
+        run.orders.leave()
 
 
 def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     """A step in which something may be new: arrays, counts, structure."""
     try:
-        run.orders.enter()
         found, steps = prepare(run, grads, zero_grad)
         active = steps.active  # on the host, on devices, or both
         decisions = [reduce(each) for each in active]  # all are asked
@@ -64,7 +67,6 @@ def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:
             each.committed()
         return active[-1].result() if active else StepResult(False, None)
     finally:
-        run.orders.leave()
         if run.steps is not None:
             run.steps.take_back()
 

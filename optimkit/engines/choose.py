@@ -90,9 +90,14 @@ def choose(library: str, device: Any, forced: str | None) -> Engine:
 
 
 def compiled_step(buckets: Iterable[tuple[str, Engine]]) -> Callable[..., Any] | None:
-    """What looks at gradients and takes warm steps in compiled code: for (library, engine) pairs of NumPy's and llvm."""
-    if any(library != "numpy" or engine.name != "llvm" for library, engine in buckets):
-        return None
-    from optimkit.engines.cpu.step import CompiledStep, works
+    """What looks at gradients and takes warm steps in compiled code: for NumPy's arrays by llvm, or CuPy's by cuda."""
+    kinds = {(library, engine.name) for library, engine in buckets}
+    if kinds == {("numpy", "llvm")}:
+        from optimkit.engines.cpu.step import CompiledStep, works
 
-    return CompiledStep if works() else None
+        return CompiledStep if works() else None
+    if kinds == {("cupy", "cuda")}:
+        from optimkit.engines.cuda import step
+
+        return step.CudaStep if step.works() else None
+    return None

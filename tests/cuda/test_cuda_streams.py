@@ -208,8 +208,11 @@ def test_memory_goes_back_when_what_uses_it_is_done(cupy: Any, clocks: Clocks, s
     assert clocks.records[-1] == streams[2].ptr
 
 
-def test_no_table_goes_back_while_the_optimizer_lives(cupy: Any, streams: list[Any]) -> None:
+def test_no_table_goes_back_while_the_optimizer_lives(
+    cupy: Any, streams: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other gradients, strided ones too, need other tables and longer ones."""
+    monkeypatch.setattr("optimkit.engines.cuda.job._takes_large_arguments", lambda: False)
     freed: list[int] = []
 
     class Hook(cupy.cuda.MemoryHook):

@@ -157,6 +157,7 @@ class Bucket:
         """Steps were taken in compiled code: counts have changed, and which places have a gradient."""
         self.active = present[self.places]
         self.n_active, self._sorted = int(self.active.sum()), False
+        self.runner.presence_changed(self.active)
 
     def count_up(self) -> list[Call]:
         """What counts one more update for each parameter that takes part, where that is not done on the device."""

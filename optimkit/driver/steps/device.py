@@ -156,7 +156,13 @@ class DeviceSteps:
 
     def result(self) -> StepResult:
         """What the step tells; fetched from the device when it is read."""
-        first = self.active[0]
+        return self._result(self.active[0])
+
+    def result_of_all(self) -> StepResult:
+        """The same, of a step of all buckets."""
+        return self._result(self.buckets[0])
+
+    def _result(self, first: Bucket) -> StepResult:
         if first.plan.program.gradient_norm is None:
             return StepResult(True, None)
         return StepResult(True, None, Pending(_runner(first).result, self.skip))

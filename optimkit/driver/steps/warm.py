@@ -7,7 +7,7 @@ one is. Sets of gradients that take turns are all warm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,15 @@ class WarmStep:
         watch: ContainerWatch,
         buckets: Sequence[Bucket],
         compiled: Compiled,
+        result: Callable[[], StepResult] | None = None,
     ) -> None:
         self.gradients, self.watch, self.compiled = gradients, watch, compiled
+        self.result = result if result is not None else lambda: StepResult(True, compiled.norm)
         self.buckets, self.numbers = list(buckets), [bucket.numbers for bucket in buckets]
         self.read = gradients.mirror.read_plain
         self.ids: np.ndarray | None = None
         self.runners: list[Any] = [bucket.runner for bucket in buckets]
-        self.threaded = any(runner.threaded for runner in self.runners)
+        self.threaded = any(getattr(runner, "threaded", False) for runner in self.runners)
         self.ahead = False  # of the buckets: compiled code may have counted, or placed gradients, since they were told
 
     @classmethod
@@ -50,18 +52,19 @@ class WarmStep:
         shared: Shared,
         checked: bool,
         steps: np.ndarray,
+        result: Callable[[], StepResult] | None = None,
     ) -> WarmStep | None:
         """Those of buckets that have taken a first step; None where compiled code can't take them.
 
         `shared` are the slots of the optimizer. `checked`: a step with a NaN or Inf in a gradient is left to others. Steps
-        are counted in `steps`.
+        are counted in `steps`. `result` gives what they tell, where that is on a device.
         """
         parts = [
             (each.runner, each.places, each.t, each.group_of, each.numbers.table, [entry.uniforms for entry in each.entries])
             for each in buckets
         ]
         served = compiled.serve(parts, shared, checked, steps)
-        return cls(gradients, watch, buckets, compiled) if served else None
+        return cls(gradients, watch, buckets, compiled, result) if served else None
 
     def take(self, value: Value, grads: Any, zero: bool) -> StepResult | None:
         """Take a step, or None, and nothing is written. `value` gives the numbers, as `Numbers` reads them."""
@@ -82,7 +85,7 @@ class WarmStep:
             self.ids = watch.ids
         self.ahead = True
         taken = (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero)
-        return StepResult(True, self.compiled.norm) if taken else None
+        return self.result() if taken else None
 
     def hand_over(self) -> None:
         """Tell the buckets what compiled code did: a step is taken that is not warm."""

@@ -11,25 +11,22 @@ Nothing of Python runs in between, so a step happened or it did not, whatever in
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from optimkit.arrays import DTYPES, Fingerprint
 from optimkit.engines.cpu import text
 from optimkit.engines.cpu.kernels import compile_text
-from optimkit.engines.cpu.look import ANSWERS, ARRAY, KNOWN, LIST, TOLD, UNSEEN_ROW, WEIGHT, look_text
+from optimkit.engines.cpu.look import ANSWERS, COUNT, NUMPY, ONLY_LOOK, PREPARE, RUN, TOLD, Look, look_text, names_text
 from optimkit.engines.cpu.program import CALL, Part, Program
 from optimkit.engines.cpu.rows import rows_text
 from optimkit.engines.tables import Columns
 from optimkit.fusion.stages import GRADIENT
 
 JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "program", "n_reads", "n_program", "checked", "norm", "steps")
-LOOK, PREPARE, RUN, COUNT = range(4)  # modes: each does what those before it do, but for COUNT, which only counts
 BUCKET = Columns(
     "members", "places", "table", "entry_bytes", "gradient", "counts", "groups", "numbers", "number_bytes",
     "rows", "row_bytes", "wide", "wide_bytes", "fill_row", "row_group", "row_count", "write_job",
@@ -75,12 +72,6 @@ def prepare(job, bucket):
             put(entry, FLAGS, flags + {absent})
 
 
-def count_up(job, bucket):
-    present, places, counts = word(job, JOB_PRESENT), word(bucket, PLACES), word(bucket, COUNTS)
-    for p in range(word(bucket, MEMBERS)):
-        put(counts, p, word(counts, p) + word(present, word(places, p)))
-
-
 def run(program, first, last):
     for k in range(first, last):
         each = program + k * {call_bytes}
@@ -122,93 +113,20 @@ def kernel(job, standing, values, mode, zero) -> int64:
 
 @cache
 def _text() -> str:
-    header = object.__basicsize__ - 8  # the class is the last word of what all objects have
-    look = look_text(header)
-    names = [
-        JOB.text(lambda name: f"JOB_{name.upper()}", look + _TEXT),
-        KNOWN.text(lambda name: f"KNOWN_{name.upper()}", look + _TEXT),
-        WEIGHT.text(lambda name: f"WEIGHT_{name.upper()}", look + _TEXT),
-        *(columns.text(str.upper, look + _TEXT) for columns in (LIST, ARRAY, BUCKET, CALL, Columns(*text.ENTRY))),
-    ]
+    look = look_text(NUMPY)
     return _TEXT.format(
-        names="\n".join(names), look=look, absent=text.ABSENT, counting=COUNT, looking=LOOK, preparing=PREPARE,
-        bucket_bytes=8 * len(BUCKET), call_bytes=8 * len(CALL), zero=text.JOB.zero,
+        names=names_text(JOB, look + _TEXT, BUCKET, CALL, Columns(*text.ENTRY)), look=look, absent=text.ABSENT,
+        counting=COUNT, looking=ONLY_LOOK, preparing=PREPARE, bucket_bytes=8 * len(BUCKET), call_bytes=8 * len(CALL),
+        zero=text.JOB.zero,
     )  # fmt: skip
 
 
-_DTYPES = [np.dtype(name) for name in DTYPES if hasattr(np, name)]  # NumPy's own: one object each, that lives as long
-
-
-class Tables(NamedTuple):
-    """What is known of gradients, by place: addresses before and now, who is present; their ranges of bytes, relative to
-    their addresses; and ranges of bytes of weights and slots, with room for those of the gradients behind them."""
-
-    before: np.ndarray
-    now: np.ndarray
-    present: np.ndarray
-    gradients: np.ndarray
-    ranges: np.ndarray
-
-
-class CompiledStep:
-    """The gradients of an optimizer as they are known, and its steps where nothing but their addresses is new.
-
-    `moved`: an array came, went, or is at another address; `meet`: the bytes of two arrays may be the same, known where
-    nothing looks otherwise; `read_only`: some gradient may not be written. All three are answers of the latest look.
-    """
+class CompiledStep(Look):
+    """The steps of an optimizer where nothing but the addresses of its gradients is new."""
 
     def __init__(self, *known: np.ndarray) -> None:
-        tables = Tables(*known)
-        n = len(tables.before)
-        self.tables = tables
-        words = [ctypes.c_int64] * 5
-        function = ctypes.PYFUNCTYPE(ctypes.c_int64, *words)
-        self.code = compile_text(_text(), len(words))
-        self.kernel: Callable[..., int] = function(self.code.address)
-        self.known, self.others, self.here = np.zeros((n, len(KNOWN)), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self.known[:, KNOWN.dtype] = UNSEEN_ROW
-        self.order = np.arange(len(tables.ranges))
-        self.geometries: list[np.ndarray | None] = [None] * n
-        self.weight_rows = np.zeros((n, len(WEIGHT)), np.int64)
-        self.weights: list[tuple[Any, ...]] = [()] * n  # what their rows tell of: it has to live
+        super().__init__(_text(), JOB, NUMPY, *known)
         self.parts: Sequence[Part] = ()
-        self.job = np.zeros(len(JOB), np.int64)
-        self.address = self.job.ctypes.data
-        own = {name: getattr(self, name) for name in ("known", "others", "here", "order")}
-        for name, table in (own | tables._asdict()).items():
-            self.job[getattr(JOB, name)] = table.ctypes.data
-        self.job[JOB.fixed] = len(tables.ranges) - n
-        self.job[JOB.weights] = self.weight_rows.ctypes.data
-        self.job[JOB.n], self.job[JOB.none], self.job[JOB.array] = n, id(None), id(np.ndarray)
-        self.moved = self.meet = self.read_only = True
-
-    # ---- looks
-
-    def keep(self, place: int, seen: Fingerprint) -> None:
-        """The gradient at a place was checked, and looks so."""
-        dtype = next((known for known in _DTYPES if isinstance(seen, tuple) and seen[1] is known), None)
-        if dtype is None or seen is None:
-            self.known[place] = UNSEEN_ROW, 0, 0
-            return
-        shape, strides = seen[2:4]
-        geometry = self.geometries[place] = np.array([*shape, *strides], np.int64)
-        self.known[place] = id(dtype), len(shape), geometry.ctypes.data
-
-    def keep_weight(self, place: int, weight: np.ndarray, seen: tuple[Any, ...]) -> None:
-        """The weight at a place is this array, and looked so when it was checked: its dtype, shape, strides and address."""
-        dtype, shape, strides, address = seen
-        geometry = np.array([*shape, *strides], np.int64)
-        self.weight_rows[place] = id(weight), address, id(dtype), len(shape), geometry.ctypes.data
-        self.weights[place] = weight, dtype, geometry
-
-    def compare(self, values: list[Any]) -> list[int]:
-        """The places of gradients that look otherwise than when they were last there; nothing is changed by a look."""
-        self.kernel(self.address, 0, id(values), LOOK, False)
-        other, moved, meet, read_only = self.job[JOB.other : JOB.active].tolist()
-        self.moved, self.meet, self.read_only = moved > 0, meet > 0, read_only > 0
-        return self.others[:other].tolist() if other else []
-
-    # ---- steps
 
     def serve(
         self, buckets: Sequence[tuple[Any, ...]], shared: Mapping[Any, np.ndarray], checked: bool, steps: np.ndarray
@@ -251,11 +169,6 @@ class CompiledStep:
     def norm(self) -> float | None:
         """The norm of all gradients of the latest step, where it was computed."""
         return float(self.program.norm[0]) if self.program.has_norm else None
-
-    def expect(self, ids: np.ndarray) -> None:
-        """What has to stand in the containers, by the ids of the objects."""
-        self.ids = ids
-        self.job[JOB.ids], self.job[JOB.n_ids] = ids.ctypes.data, len(ids)
 
     def run(self, standing: list[Any], values: list[Any], zero: bool) -> int:
         """Take a step with these gradients; 0, and nothing is written, where something is new, or there is none."""

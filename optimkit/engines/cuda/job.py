@@ -1,11 +1,12 @@
 """What a launch is told: the job, passed by value, and the tables that it points to, each described once.
 
-`JOB` is the job as Python fills it, `job_text` the same as the kernels see it.
+`job_dtype` is the job as Python fills it, `job_text` the same as the kernels see it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -18,6 +19,7 @@ WRITE_CHUNKS, WRITE_THREADS = (1024, 2048, 4096), 256  # elements of a chunk: fe
 RESIDENT = 8  # blocks that write, on a multiprocessor at a time
 READ_CHUNK, READ_THREADS = 8192, 128
 ROWS = 384  # doubles that a launch carries by value
+BY_VALUE = (512, 3584)  # words of the table that it may carry too: a launch takes 32,764 bytes from CUDA 12.1 on
 
 # Of a parameter in the table; its arrays follow. `g_dtype` is the code of its gradient's dtype.
 ENTRY = ("size", "row", "flags", "first_unit", "blocks", "place", "g_dtype")
@@ -29,7 +31,7 @@ CONTROL = Columns("parameters_read", "blocks_written")  # how many have arrived
 RESULT = Columns("norm", "finite")
 
 _FIELDS = (
-    ("table", "const word*", "one entry per parameter"),
+    ("table", "const word*", "one entry per parameter, or null"),
     ("chunks", "const int2*", "(parameter, number of the chunk), for the stages that write"),
     ("read_chunks", "const int2*", "the same for the stages that reduce"),
     ("more_rows", "const double*", "the rows, where they are too many to be carried below"),
@@ -56,14 +58,34 @@ _FIELDS = (
     ("finish", "int", "finish the rounds in the launch that reduces"),
 )
 _WORDS = [(name, np.int32 if kind == "int" else np.uint64) for name, kind, _ in _FIELDS]
-JOB = np.dtype([*_WORDS, ("rows", np.float64, ROWS)], align=True)
 
 
-def job_text(**words: int) -> str:
-    """The job as a C++ structure; `words` fill in the comments."""
+def room_by_value(words: int) -> int:
+    """How many words of the table a launch has room for, where it is to carry so many; 0 where it can't."""
+    return next((room for room in BY_VALUE if 0 < words <= room and _takes_large_arguments()), 0)
+
+
+@cache
+def _takes_large_arguments() -> bool:
+    import cupy
+
+    return bool(cupy.cuda.runtime.driverGetVersion() >= 12010 and cupy.cuda.nvrtc.getVersion() >= (12, 1))
+
+
+def job_dtype(by_value: int) -> np.dtype[np.void]:
+    """The job as Python fills it, with room for so many words of the table."""
+    return np.dtype([*_WORDS, ("rows", np.float64, ROWS), *[("entries_here", np.int64, by_value)] * bool(by_value)], align=True)
+
+
+def job_text(by_value: int, **words: int) -> str:
+    """The same as a C++ structure; `words` fill in the comments."""
     fields = [(f"{kind} {name};", note.format(**words)) for name, kind, note in _FIELDS]
+    fields += [(f"double rows[{ROWS}];", "one per distinct set of numbers")]
+    fields += [(f"word entries_here[{by_value}];", "the table, where it is not in device memory")] * bool(by_value)
+    table = "job.table ? job.table : job.entries_here" if by_value else "job.table"
     lines = [f"    {declared:<36}// {note}" for declared, note in fields]
-    return "\n".join(["struct Job {", *lines, f"    double rows[{ROWS}];", "};"])
+    find = f"__device__ __forceinline__ const word* table_of(const Job& job) {{ return {table}; }}"
+    return "\n".join(["struct Job {", *lines, "};", find])
 
 
 def entry_columns(plan: Plan, strided: Sequence[Hashable] = STRIDED) -> Entry:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from optimkit.counting import counters
 from optimkit.engines.cuda.exchange import DeviceExchange
 from optimkit.engines.protocol import Call, Shared, Tables
 
@@ -36,16 +37,18 @@ class CudaLaunches:
         self.active: list[Any] = []
         self.devices = list(dict.fromkeys(runner.device.id for runner in runners))
         self.exchange = DeviceExchange(self.devices, shared)
-        for runner, place in zip(runners, places, strict=True):
+        for runner, own in zip(runners, places, strict=True):
             number = runner.device.id
-            order = self.devices.index(number), len(self.devices)
-            runner.connect(shared, place, *order, self.exchange.contributions[number], self.exchange.slots[number])
+            tables = self.exchange.contributions[number], self.exchange.slots[number]
+            runner.connect(self, self.devices.index(number), shared, own, *tables)
         self._laid_out: list[Any] = []  # what the launches below are for
         self._passes: dict[int, list[Callable[[], None]]] = {}  # the launches of each round,
         self._finishing: dict[int, list[Callable[[], None]]] = {}  # and those of what follows from it
         self._last: list[tuple[int, int]] = []  # (place among the active, bits of the slots that it writes), in order
         self._writers: dict[Hashable, int] = {}  # the device on which each slot of the optimizer is written
         self._unshared: dict[Hashable, int] = {}  # those that the other devices do not have yet
+        self._warm: list[Call] = []  # all launches of a step of all runners,
+        self._warm_of: int | None = None  # on this stream
 
     def slot_view(self, key: Hashable) -> Any:
         """A slot of the optimizer in device memory, 0-d float64."""
@@ -59,7 +62,8 @@ class CudaLaunches:
         """Bring the rows of a step to the devices."""
         for runner, own in zip(active, tables, strict=True):
             with runner.device:
-                runner.send_rows(own, self._current_stream())
+                runner.send_rows(own.rows, self._current_stream())
+                own.rows_changed = False
 
     def begin(self, active: Sequence[Any], tables: Sequence[Tables]) -> None:
         """A step of these runners begins: its tables are brought to the devices."""
@@ -104,6 +108,7 @@ class CudaLaunches:
         A slot of the optimizer is written by the bucket that has the first parameter with a gradient, of those that have
         the slot; it is launched last, since the others read the slot.
         """
+        self._laid_out, self._warm_of = [], None  # should this be interrupted
         self.active, self._passes, self._finishing = list(active), {}, {}
         for runner in active:
             for place, stage in enumerate(runner.plan.stages[:-1]):
@@ -143,6 +148,45 @@ class CudaLaunches:
                 runner.clear_contributions()
         if absent:
             self.exchange.share()
+
+    # ---- steps that compiled code has prepared (`step`)
+
+    def can_be_warm(self, checked: bool) -> bool:
+        """Whether all launches of a step can be made at once: on one device, and the host decides and calls nothing."""
+        decides = checked and not self.shared.skip
+        one_writer = not self.shared.slots or len(self.runners) == 1
+        return len(self.devices) == 1 and one_writer and not decides and not any(runner.plan.calls for runner in self.runners)
+
+    def warm_stream(self) -> Any:
+        """The stream of a step that begins; None where it is captured, or another device is the current one."""
+        if self._current_device() != self.devices[0]:
+            return None
+        stream = self._current_stream()
+        return None if stream.is_capturing() else stream
+
+    def warm(self, stream: Any, zero: bool) -> list[Call]:
+        """All launches of a step of all runners."""
+        wanted = [(runner, runner.first_place) for runner in self.runners]
+        if self._warm_of != stream.ptr or len(self._laid_out) != len(wanted):
+            self._lay_out(self.runners)
+            self._laid_out = wanted
+            self._warm, self._warm_of = self._all_launches(stream), stream.ptr
+        for place, slots in self._last:
+            self.runners[place].tell_write(zero, slots)
+        counters.launches += len(self._warm)
+        return self._warm
+
+    def _all_launches(self, stream: Any) -> list[Call]:
+        found: list[Call] = []
+        for number in sorted({number for runner in self.runners for number in runner.plan.rounds}):
+            for runner in self.runners:
+                own = [place for place, stage in enumerate(runner.plan.stages[:-1]) if stage.round == number]
+                found += [runner.bound(runner.passes[place], stream) for place in own]
+            for runner in self.runners:
+                alone = len(self.runners) == 1 and number not in runner.uniform.head_rounds()
+                if number in runner.finishing and not alone:
+                    found.append(runner.bound(runner.finishing[number], stream))
+        return found + [self.runners[place].bound(self.runners[place].last, stream) for place, _ in self._last]
 
     def commit(self, zero: bool) -> list[Call]:
         """What runs the last stages."""

@@ -8,6 +8,7 @@ arguments made before; nothing moves, and nothing waits for the device.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +21,6 @@ from optimkit.counting import counters
 from optimkit.engines.cuda import compile as cuda_compile
 from optimkit.engines.cuda.job import (
     CONTROL,
-    JOB,
     READ_CHUNK,
     READ_THREADS,
     ROWS,
@@ -28,6 +28,8 @@ from optimkit.engines.cuda.job import (
     WRITE_THREADS,
     chunk_table,
     entry_columns,
+    job_dtype,
+    room_by_value,
     write_chunk,
 )
 from optimkit.engines.cuda.results import Result, Results
@@ -51,14 +53,10 @@ class CudaRunner:
     def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members
         self.device = _check_device(members[0].weight.device)
-        others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
-        self.strided = (*STRIDED, *(key for key, found in others.items() if any(where.geometry for where in found)))
+        self.others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
+        strided = [key for key, found in self.others.items() if any(where.geometry for where in found)]
+        self.strided = (*STRIDED, *strided)
         self.columns = entry_columns(plan, self.strided)
-        self.job = np.zeros((), JOB)
-        self._rows = self.job["rows"]
-        self._arguments = np.array([self.job.ctypes.data], np.uint64)  # a launch takes the address of this
-        self._argument = self._arguments.ctypes.data
-        self.table = MemberTable(self.columns, dtype, [member.size for member in members], self.device.id)
         self.contributes = False
         self.first_place = 0  # of the first member with a gradient, among all parameters
         self._told: dict[str, int] = {}  # words of the job that change from step to step, as they are
@@ -68,9 +66,46 @@ class CudaRunner:
         self._sent_rows = np.zeros(0)
         self.stream: Any = None  # of the step under way
         self.elsewhere = False  # another device is the current one
-        for key, found in others.items():
+
+    def connect(self, launches: Any, place: int, shared: Shared, places: Sequence[int], contributions: Any, slots: Any) -> None:
+        """Take the place among the buckets of the optimizer, make the tables, and compile. `place` is that of the device."""
+        if len(shared.slots) > MOST_SLOTS:
+            raise ValueError(
+                f"an optimizer can have {MOST_SLOTS} slots with extent 'optimizer' on a CUDA device, not {len(shared.slots)}"
+            )
+        self.launches, self.alone = weakref.ref(launches), len(launches.runners) == 1
+        self.shared, self.places = shared, np.array(places, np.int64)
+        name = arrays.device(self.members[0].weight)
+        self.order = shared.orders.get(name) or StreamOrder(self.device, self)
+        self.uniform = UniformText(self.plan, len(self.columns), shared.labels, list(shared.slots))
+        by_value = room_by_value(0 if shared.capturable else len(self.members) * len(self.columns))
+        self.text = module_text(
+            self.plan, self.dtype, shared.labels, list(shared.slots), shared.device_count, shared.skip, self.strided, by_value
+        )
+        self.job = np.zeros((), job_dtype(by_value))
+        self._rows = self.job["rows"]
+        self._arguments = np.array([self.job.ctypes.data], np.uint64)  # a launch takes the address of this
+        self._argument = self._arguments.ctypes.data
+        carried = self.job["entries_here"] if by_value else None
+        self.table = MemberTable(self.columns, self.dtype, [member.size for member in self.members], self.order, carried)
+        self.table.set_places(places)
+        for key, found in self.others.items():
             for p, where in enumerate(found):
                 self.table.place_slot(p, key, where)
+        self._keep("contributions", contributions)
+        self._keep("shared", slots)
+        self.job["entries"], self.job["labels"] = shared.entries, shared.totals
+        self.job["devices"], self.job["device"] = len(launches.devices), place
+        with self.device:
+            self.module = cuda_compile.load(self.text, self.device.id)
+            self.order.allocates()
+            self._make_tables()
+            self.results = Results(self.order, shared.capturable)
+        reading, writing = (len(self._kept["read_chunks"]), READ_THREADS), (len(self._kept["chunks"]), WRITE_THREADS)
+        self.passes = {number: self._kernel(f"read_stage_{number}", *reading) for number in self.plan.reducing}
+        self.passes |= {number: self._kernel(f"fill_stage_{number}", *writing) for number in self.plan.filling}
+        self.finishing = {number: self._kernel(f"finish_{number}", 1, FINISH_THREADS) for number in self.uniform.numbers}
+        self.last = self._kernel("write_stage", *writing)
 
     def _make_tables(self) -> None:
         """Tables in device memory, made once."""
@@ -104,34 +139,6 @@ class CudaRunner:
         """A word of the job, written where it is another one."""
         if self._told.get(name) != value:
             self.job[name] = self._told[name] = value
-
-    def connect(self, shared: Shared, places: Sequence[int], device: int, devices: int, contributions: Any, slots: Any) -> None:
-        """Take the place among the buckets of the optimizer, make the tables, and compile."""
-        if len(shared.slots) > MOST_SLOTS:
-            raise ValueError(
-                f"an optimizer can have {MOST_SLOTS} slots with extent 'optimizer' on a CUDA device, not {len(shared.slots)}"
-            )
-        self.shared, self.places = shared, np.array(places, np.int64)
-        name = arrays.device(self.members[0].weight)
-        self.order = self.table.order = shared.orders.get(name) or StreamOrder(self.device, self)
-        self.uniform = UniformText(self.plan, len(self.columns), shared.labels, list(shared.slots))
-        options = shared.device_count, shared.skip, self.strided
-        self.text = module_text(self.plan, self.dtype, shared.labels, list(shared.slots), *options)
-        self.table.set_places(places)
-        self._keep("contributions", contributions)
-        self._keep("shared", slots)
-        self.job["entries"], self.job["labels"] = shared.entries, shared.totals
-        self.job["devices"], self.job["device"] = devices, device
-        with self.device:
-            self.module = cuda_compile.load(self.text, self.device.id)
-            self.order.allocates()
-            self._make_tables()
-            self.results = Results(self.order, shared.capturable)
-        reading, writing = (len(self._kept["read_chunks"]), READ_THREADS), (len(self._kept["chunks"]), WRITE_THREADS)
-        self.passes = {number: self._kernel(f"read_stage_{number}", *reading) for number in self.plan.reducing}
-        self.passes |= {number: self._kernel(f"fill_stage_{number}", *writing) for number in self.plan.filling}
-        self.finishing = {number: self._kernel(f"finish_{number}", 1, FINISH_THREADS) for number in self.uniform.numbers}
-        self.last = self._kernel("write_stage", *writing)
 
     def _kernel(self, name: str, blocks: int, threads: int) -> Callable[..., None]:
         """What launches a kernel, but for the stream and the address of the arguments.
@@ -172,7 +179,6 @@ class CudaRunner:
 
     def begin(self, tables: Tables, stream: Any, alone: bool, capturing: bool) -> None:
         """Bring the tables of this step to the device, which is the current one."""
-        self.stream = stream
         if not capturing:  # a thread that captures has a context
             _ready_thread(self.device.id)
         self._tell("table", self.table.find(tables.row_of, tables.row_of_changed, stream))
@@ -180,23 +186,48 @@ class CudaRunner:
         if capturing:
             self.table.capture()
         if tables.rows_changed:
-            self.send_rows(tables, stream)
+            self.send_rows(tables.rows, stream)
+            tables.rows_changed = False
+        self._begin(stream, alone, capturing)
+
+    def _begin(self, stream: Any, alone: bool, capturing: bool) -> None:
+        self.stream = stream
         self._tell("finish", alone)
         self.contributes = bool(self.shared.labels)
         if self.plan.program.gradient_norm is not None:
             self.result = self.results.take(stream, capturing)
             self._tell("result", self.result.array.data.ptr)
 
-    def send_rows(self, tables: Tables, stream: Any) -> None:
+    def begin_warm(self, rows: int, changed: int, found: int, stream: Any) -> None:
+        """The same, where compiled code has filled the table, perhaps found its like, and filled rows of `host_rows`."""
+        _ready_thread(self.device.id)
+        if changed:
+            self._tell("table", self.table.find_filled(stream, found))
+        if self._host_rows.base is not self._rows:
+            self.send_rows(self._host_rows[:rows], stream)
+        else:
+            self._tell("row_count", rows)
+            self._tell("more_rows", 0)
+        self._begin(stream, self.alone, False)
+
+    def host_rows(self, groups: int) -> np.ndarray:
+        """Where compiled code may put the rows of a step: as many as there are groups, or members; in the job, if they fit."""
+        most, hosts = groups if self.shared.device_count else len(self.members), len(self.plan.hosts)
+        if most * hosts <= ROWS and not self.shared.capturable:
+            self._host_rows = self._rows[: most * hosts].reshape(most, hosts)
+        else:
+            self._host_rows = np.zeros((most, hosts))
+        return self._host_rows
+
+    def send_rows(self, rows: np.ndarray, stream: Any) -> None:
         """The scalar rows of a step: by value where they fit, else to device memory if they changed."""
-        flat = tables.rows.reshape(-1)
-        self._tell("row_count", len(tables.rows))
+        flat = rows.reshape(-1)
+        self._tell("row_count", len(rows))
         if flat.size <= ROWS and not self.shared.capturable:
             self._rows[: flat.size] = flat
             self._tell("more_rows", 0)
         else:
             self._send_rows(flat, stream)
-        tables.rows_changed = False
 
     def _send_rows(self, flat: np.ndarray, stream: Any) -> None:
         import cupy
@@ -212,6 +243,10 @@ class CudaRunner:
             self._sent_rows = flat.copy()
 
     # ---- launches
+
+    def bound(self, kernel: Callable[..., None], stream: Any) -> Callable[[], None]:
+        """A launch on a stream, as a call of compiled code."""
+        return partial(kernel, stream.ptr, self._argument, 0)
 
     def _launch(self, kernel: Callable[..., None]) -> None:
         if self.elsewhere:
@@ -237,16 +272,20 @@ class CudaRunner:
 
     def write(self, zero: bool, slots: int) -> list[Call]:
         """What runs the last stage; `slots` are the bits of those per optimizer that this bucket writes."""
-        self._tell("zero", zero)
-        self._tell("write_shared", slots)
+        self.tell_write(zero, slots)
         counters.launches += 1
-        launch = partial(self.last, self.stream.ptr, self._argument, 0)
+        launch = self.bound(self.last, self.stream)
         if not self.elsewhere:
             return [launch]
         import cupy
 
         here, use = cupy.cuda.runtime.getDevice(), cupy.cuda.runtime.setDevice
         return [partial(use, self.device.id), launch, partial(use, here)]
+
+    def tell_write(self, zero: bool, slots: int) -> None:
+        """What the last stage does besides."""
+        self._tell("zero", zero)
+        self._tell("write_shared", slots)
 
     # ---- what the driver asks; each of these waits for the device
 

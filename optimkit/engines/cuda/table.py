@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from optimkit.arrays import DType, Placement
+from optimkit.arrays import DType, Placement, StreamOrder
 from optimkit.engines.canonical import UNIT
 from optimkit.engines.cuda.job import FLAGS, READ_CHUNK, layout_words
 from optimkit.engines.cuda.upload import uploader
@@ -28,28 +28,36 @@ LATELY = 8  # sets of gradients whose tables stay on the device
 
 
 class MemberTable:
-    """One entry per member of a bucket: its size, where its arrays lie, and the row of its numbers."""
+    """One entry per member of a bucket: its size, where its arrays lie, and the row of its numbers.
 
-    def __init__(self, columns: Entry, dtype: DType, sizes: Sequence[int], device: int) -> None:
-        self.columns, self.dtype, self.sizes = columns, dtype, sizes
+    With `carried`, words of the job, it is written there, and goes along with each launch.
+    """
+
+    def __init__(
+        self, columns: Entry, dtype: DType, sizes: Sequence[int], order: StreamOrder, carried: np.ndarray | None = None
+    ) -> None:
+        self.columns, self.dtype, self.sizes, self.order = columns, dtype, sizes, order
         n, lengths = len(sizes), np.array(sizes, np.int64)
         units = -(-lengths // UNIT)
-        self.words = np.zeros((n, len(columns)), np.int64)
+        shape = n, len(columns)
+        self.carried = carried is not None
+        self.words = np.zeros(shape, np.int64) if carried is None else carried[: n * len(columns)].reshape(shape)
         self.words[:, columns.size] = lengths
         self.words[:, columns.first_unit] = np.cumsum(units) - units
         self.words[:, columns.blocks] = np.maximum(1, -(-lengths // READ_CHUNK))
         self.units = int(units.sum())
         self.gradients = self.words[:, columns.address[GRADIENT]]  # their addresses: those of the last ones, where absent
         self.flags, self.slot_bits = np.zeros(n, np.int64), np.zeros(n, np.int64)  # bits that stay while arrays only move
-        self.present, self.dense = np.zeros(n, bool), np.zeros(n, bool)
+        self.present, self.dense = np.zeros(n, bool), np.zeros(n, np.int64)
         self.layouts: dict[tuple[int, Hashable], np.ndarray] = {}
-        self._uploader = uploader(device)
+        self._uploader = uploader(order.device.id)
         self._found: int | None = None  # the address of the table as it is now
-        self._lately: dict[bytes, Any] = {}  # tables on the device, by the set that they tell of; the latest last
+        self.sets = np.zeros((LATELY, 3, n), np.int64)  # what tables on the device tell of,
+        self._lately: list[Any] = []  # these tables,
+        self._used: list[int] = []  # and their places, the latest last
         self._spare: list[Any] = []  # others, to be written anew
-        self._captured: dict[bytes, Any] = {}  # those that CUDA graphs read too, by the same
+        self._captured: list[tuple[np.ndarray, Any]] = []  # those that CUDA graphs read too
         self._of_graphs: list[Any] = []  # all that were captured: nothing else is ever written there
-        self.order: Any = None  # of the device
 
     # ---- what the driver says
 
@@ -93,8 +101,8 @@ class MemberTable:
 
     def _forget(self) -> None:
         self._found = None
-        self._spare += self._lately.values()
-        self._lately.clear()
+        self._spare += self._lately
+        self._lately, self._used = [], []
         self._captured.clear()
 
     # ---- on the device
@@ -103,60 +111,103 @@ class MemberTable:
         """Whether a table with these rows is on the device; `changed`: they are others than in the last step."""
         if self._found is not None and not changed:
             return True
-        wanted = self._set(row_of)
-        return wanted in self._lately or wanted in self._captured
+        self._fill(row_of)
+        wanted = self._set()
+        return self._place_of(wanted) is not None or self._find_captured(wanted) is not None
 
     def find(self, row_of: np.ndarray, changed: bool, stream: Any) -> int:
-        """The address of the table with these rows, uploaded where it is not on the device."""
+        """The address of the table with these rows, uploaded where it is not on the device; 0 where a launch carries it."""
         if self._found is None or changed:
-            wanted = self._set(row_of)
-            table = self._lately.pop(wanted, None)
-            if table is None:
-                table = self._captured.get(wanted)
-            if table is None:
-                table = self._send(row_of, stream)
-            self._lately[wanted] = table
-            self._found = int(table.data.ptr)
+            self._fill(row_of)
+            self._found = self.find_filled(stream)
         return self._found
+
+    @property
+    def n_sets(self) -> int:
+        """How many tables are on the device."""
+        return len(self._lately)
+
+    def find_filled(self, stream: Any, place: int | None = None) -> int:
+        """The same, of the table as its words tell; compiled code may have found the place of its like, or -1."""
+        if self.carried and not self.layouts:
+            return 0
+        if place is None:
+            place = self._place_of(self._set())
+        if place is None or place < 0:
+            wanted = self._set()
+            table = self._find_captured(wanted)
+            place = self._keep(wanted, table if table is not None else self._send(stream))
+        self._used.remove(place)
+        self._used.append(place)
+        return int(self._lately[place].data.ptr)
+
+    def _keep(self, told: np.ndarray, table: Any) -> int:
+        """A place for a table that is on the device: that of the one not used for longest, where there are many."""
+        if len(self._lately) < LATELY:
+            place = len(self._lately)
+            self._lately.append(table)
+            self._used.append(place)
+        else:
+            place = self._used[0]
+            self._spare.append(self._lately[place])
+            self._lately[place] = table
+        self.sets[place] = told
+        return place
+
+    def _place_of(self, wanted: np.ndarray) -> int | None:
+        """Where a table that tells of a set is; most differ in their first address."""
+        for place in self._used:
+            if self.sets[place, 0, 0] == wanted[0, 0] and (self.sets[place] == wanted).all():
+                return place
+        return None
+
+    def _find_captured(self, wanted: np.ndarray) -> Any:
+        return next((table for told, table in self._captured if (told == wanted).all()), None)
 
     def capture(self) -> None:
         """A CUDA graph goes on reading the table of this step, and a step with the same set finds it again."""
-        wanted, table = next(reversed(self._lately.items()))
-        if wanted not in self._captured:
-            self._captured[wanted] = table
-            self._of_graphs.append(table)
+        place = self._used[-1]
+        if all(table is not self._lately[place] for _, table in self._captured):
+            self._captured.append((self.sets[place].copy(), self._lately[place]))
+            self._of_graphs.append(self._lately[place])
 
-    def _set(self, row_of: np.ndarray) -> bytes:
-        """What tells a set of gradients, and their rows, from others."""
-        return (self.gradients * self.present).tobytes() + self.present.tobytes() + row_of.tobytes()
+    def _set(self) -> np.ndarray:
+        """What tells a set of gradients, and their rows, from others: (3, members)."""
+        columns, words = self.columns, self.words
+        told = np.stack([self.gradients, words[:, columns.flags], words[:, columns.row]])
+        absent = (told[1] & ABSENT) != 0
+        if absent.any():
+            told[::2, absent] = 0
+        return told
 
-    def _send(self, row_of: np.ndarray, stream: Any) -> Any:
-        present, columns = self.present, self.columns
-        vector = VECTOR * (self.dense & (self.gradients % ALIGNMENT == 0))
-        self.words[:, columns.flags] = np.where(present, self.flags | vector, self.flags | ABSENT)
-        self.words[:, columns.row] = row_of
+    def _fill(self, row_of: np.ndarray) -> None:
+        """The words that change from step to step; compiled code fills them in the same way (`step`)."""
+        vector = VECTOR * (self.dense * (self.gradients % ALIGNMENT == 0))
+        self.words[:, self.columns.flags] = np.where(self.present, self.flags | vector, self.flags | ABSENT)
+        self.words[:, self.columns.row] = row_of
+
+    def _send(self, stream: Any) -> Any:
         table = self._space(self.words.size + sum(map(len, self.layouts.values())))
         offset = self.words.size
         for (p, key), layout in self.layouts.items():
-            self.words[p, columns.layout[key]] = table.data.ptr + 8 * offset
+            self.words[p, self.columns.layout[key]] = table.data.ptr + 8 * offset
             offset += len(layout)
-        self._uploader.send(table.data.ptr, np.concatenate([self.words.reshape(-1), *self.layouts.values()]), stream)
+        words = np.concatenate([self.words.reshape(-1), *self.layouts.values()]) if self.layouts else self.words
+        self._uploader.send(table.data.ptr, words, stream)
         return table
 
     def _space(self, words: int) -> Any:
-        """Device memory for a table: where there are many, that of the set not seen for longest.
+        """Device memory for a table: where there are many, one that tells of a set not seen lately.
 
         None is given back while the bucket is there, as a launch under way may read it; so there are few sizes.
         """
         import cupy
 
         captured = set(map(id, self._of_graphs))
-        if len(self._lately) >= LATELY:
-            self._spare.append(self._lately.pop(next(iter(self._lately))))
         self._spare = [table for table in self._spare if id(table) not in captured]
         for place, table in enumerate(self._spare):
             if len(table) >= words:
                 return self._spare.pop(place)
-        if self.order is not None:
-            self.order.allocates()
+        self.order.allocates()
         return cupy.empty(1 << (words - 1).bit_length(), np.int64)
+

@@ -42,6 +42,7 @@ def module_text(
     device_count: bool = False,
     skip: bool = False,
     strided: Sequence[Hashable] = STRIDED,
+    by_value: int = 0,
 ) -> str:
     """The text of all kernels of a plan.
 
@@ -57,8 +58,10 @@ def module_text(
         The device decides whether the step is applied.
     strided : sequence
         Keys of the arrays that may be strided.
+    by_value : int
+        Words of the parameters' table that a launch may carry.
     """
-    return _Module(plan, dtype, labels, slots, device_count, skip, strided).text()
+    return _Module(plan, dtype, labels, slots, device_count, skip, strided, by_value).text()
 
 
 class _Module:
@@ -73,7 +76,9 @@ class _Module:
         device_count: bool,
         skip: bool,
         strided: Sequence[Hashable],
+        by_value: int,
     ) -> None:
+        self.by_value = by_value
         self.plan, self.dtype, self.skip, self.strided = plan, dtype, skip, tuple(strided)
         self.names = identifiers(plan.arrays)
         self.columns = entry_columns(plan, strided)
@@ -87,7 +92,8 @@ class _Module:
         for number in range(len(plan.stages)):
             read, written = traffic(plan, number, self.dtype.itemsize)
             head.append(f"// stage {number + 1}: {read} bytes read, {written} written per element")
-        parts = ["\n".join(head), prelude(self.columns, self.dtype, uniform.width, uniform.row_width, len(uniform.slots))]
+        widths = uniform.width, uniform.row_width, len(uniform.slots), self.by_value
+        parts = ["\n".join(head), prelude(self.columns, self.dtype, *widths)]
         if plan.reducing or uniform.numbers or self.epilogue:
             parts.append(COMBINE)
         parts += uniform.functions(plan.program.gradient_norm)
@@ -115,7 +121,7 @@ class _Module:
         lines += ["__shared__ int2 chunk;"] + ["__shared__ bool apply;"] * skip + ["if (threadIdx.x < 32) {"]
         inner = ["int2 mine = {};", "if (threadIdx.x == 0) {", f"    chunk = mine = job.{chunk};"]
         inner += ["    apply = job.result[FINITE] != 0.0;"] * skip + ["}"]
-        inner += ["word p = __shfl_sync(0xffffffffu, mine.x, 0);", f"const word* from = job.table + p * {words};"]
+        inner += ["word p = __shfl_sync(0xffffffffu, mine.x, 0);", f"const word* from = table_of(job) + p * {words};"]
         inner += [f"for (int i = threadIdx.x; i < {words}; i += 32) entry[i] = from[i];", "__syncwarp();"]
         if hosts:
             inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + entry[ROW] * {hosts};"]

@@ -225,7 +225,7 @@ class UniformText:
         parts = [self.expression(node.args[0], known, inner) for node in totals]
         inner += [f"{self._place_of(node)} = {part};" for node, part in zip(totals, parts, strict=True)]
         lines = [f"for (word p = threadIdx.x; p < job.members; p += {FINISH_THREADS}) {{"]
-        lines += [f"    const word* entry = job.table + p * {self.stride};"]
+        lines += [f"    const word* entry = table_of(job) + p * {self.stride};"]
         lines += ["    if (entry[FLAGS] & ABSENT) {", *(f"        {self._place_of(node)} = 0.0;" for node in totals)]
         return [*lines, "        continue;", "    }", *("    " + line for line in inner), "}", "__syncthreads();"]
 
@@ -282,7 +282,7 @@ class UniformText:
         lines += self._shared_values(count)
         if self.slots or counting:
             lines += ["for (p = threadIdx.x; p < job.members; p += blockDim.x) {"]
-            inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
+            inner = [f"const word* entry = table_of(job) + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
             if self.slots:
                 known: dict[Node, str] = {}
                 inner.append(self.rows_line())
@@ -306,7 +306,7 @@ class UniformText:
         if not self.shared:
             return []
         known: dict[Node, str] = {}
-        inner = [f"const word* entry = job.table + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
+        inner = [f"const word* entry = table_of(job) + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
         inner.append(self.rows_line())
         ends = [self.expression(self.plan.slot_outputs[key], known, inner, count) for key in self.shared]
         inner += [f"shared{place} = {end};" for place, end in enumerate(ends)] + ["break;"]
