@@ -22,6 +22,7 @@ from optimkit.fusion.show import traffic
 from optimkit.fusion.stages import Plan
 
 OPTIMKIT, FUSED, FOREACH, BY_HAND, FLOOR = "optimkit", "torch fused", "torch foreach", "NumPy in place", "memory floor"
+APEX = "apex"
 
 Data = tuple[list[np.ndarray], list[np.ndarray]]  # weights and gradients
 
@@ -44,11 +45,13 @@ def make_data(shapes: Shapes, dtype: str) -> Data:
     return weights, [rng.standard_normal(shape, dtype) for shape in shapes.shapes]  # type: ignore[call-overload]
 
 
-def optimkit_contestant(name: str, data: Data, make: Callable[[np.ndarray], Any] = np.array) -> Contestant:
+def optimkit_contestant(
+    name: str, data: Data, make: Callable[[np.ndarray], Any] = np.array, **options: Any
+) -> Contestant:
     """optimkit on arrays that `make` copies from the data."""
     workload = WORKLOADS[name]
     weights, grads = [make(w) for w in data[0]], [make(g) for g in data[1]]
-    optimizer = workload.optimizer(weights)
+    optimizer = workload.optimizer(weights, **options)
 
     def step() -> None:
         optimizer.step(grads, zero_grad=workload.tail)
@@ -111,15 +114,31 @@ def torch_problem(device: str = "cpu") -> str:
     return ""
 
 
-def torch_contestant(name: str, data: Data, kind: str, device: str = "cpu") -> Contestant:
-    """torch.optim with `fused=True` or `foreach=True`, on tensors that torch allocated."""
+def apex_problem() -> str:
+    """Why apex can't take part; empty if it can."""
+    try:
+        from apex.optimizers import FusedAdam  # noqa: F401
+    except Exception as error:  # another package has that name
+        return f"apex can't be imported ({error})"
+    return ""
+
+
+def torch_contestant(name: str, data: Data, kind: str, device: str = "cpu", **more: Any) -> Contestant:
+    """torch.optim with `fused=True` or `foreach=True`, or apex, on tensors that torch allocated."""
     torch = sys.modules["torch"]
     workload = WORKLOADS[name]
     params = [torch.from_numpy(w).to(device, copy=True).requires_grad_() for w in data[0]]
     for p, g in zip(params, data[1], strict=True):
         p.grad = torch.from_numpy(g).to(device, copy=True)
     cls, arguments = workload.torch
-    optimizer = getattr(torch.optim, cls)(params, **arguments, **{kind: True})
+    if kind == APEX:
+        from apex import optimizers
+
+        known = {"SGD": ("FusedSGD", {}), "Adam": ("FusedAdam", {"adam_w_mode": False}), "AdamW": ("FusedAdam", {})}
+        own, options = known[cls]
+        optimizer = getattr(optimizers, own)(params, **arguments, **options, **more)
+    else:
+        optimizer = getattr(torch.optim, cls)(params, **arguments, **{kind: True}, **more)
 
     def step() -> None:
         optimizer.step()
@@ -133,7 +152,7 @@ def torch_contestant(name: str, data: Data, kind: str, device: str = "cpu") -> C
         refill = refilling(workload.tail, [p.grad.numpy() for p in params], data[1])
     else:
         refill = refilling(workload.tail, [p.grad for p in params], data[1], lambda g: torch.from_numpy(g).to(device))
-    label = FUSED if kind == "fused" else FOREACH
+    label = {"fused": FUSED, "foreach": FOREACH, APEX: APEX}[kind]
     return Contestant(label, tail if workload.tail else step, refill, lambda: params)
 
 

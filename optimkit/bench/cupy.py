@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,11 +21,14 @@ import numpy as np
 
 import optimkit
 from optimkit.bench import report
+from optimkit.bench.clocks import clocks, clocks_text
 from optimkit.bench.contestants import (
+    APEX,
     FUSED,
     OPTIMKIT,
     Contestant,
     Data,
+    apex_problem,
     bytes_per_element,
     expressions_contestant,
     make_data,
@@ -33,6 +37,7 @@ from optimkit.bench.contestants import (
     torch_contestant,
     torch_problem,
 )
+from optimkit.bench.graphs import ROTATED, STEPS, CapturedSteps, TorchGraph, measure_graphs, middle, sets_for
 from optimkit.bench.measure import LEAST, Timer, compare, no_garbage_collection, run_rounds
 from optimkit.bench.options import Options
 from optimkit.bench.shapes import FULL, QUICK
@@ -43,8 +48,8 @@ from optimkit.engines.cuda.diagnosis import LIBRARY, cuda_problem, find_cuda
 
 EXPRESSIONS, FUSE, KERNEL, COPY = "CuPy expressions", "cupy.fuse", "ElementwiseKernel", "copy"
 EMULATED = "The device is emulated on the CPU: launches and results count, times mean nothing."
-OTHERS = (FUSED, KERNEL, FUSE, EXPRESSIONS)
-COLUMNS = (("of a copy", "share"), ("host", "host_text"))
+OTHERS = (FUSED, APEX, KERNEL, FUSE, EXPRESSIONS)
+COLUMNS = (("of a copy", "share"), ("host", "host_text"), ("kernels", "kernels_text"), ("theirs", "kernels_share"))
 
 
 def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
@@ -66,12 +71,15 @@ def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, Any] = {"device": device, "driver": cuda.driver, "torch": {"problem": torch}, "cells": [], "extras": None}
     found["engine"] = choose("cupy", str(device["number"]), None).name
     show(_head(options, device, found["engine"], torch))
+    found["clocks"] = {"before": clocks(device["number"])}
     for workload in options.workloads:
         own = [measure_cell(cupy, options, workload, shape, not torch) for shape in options.shapes]
         found["cells"] += own
         report.progress("")
         show(report.cells(own, [name for name in OTHERS if name in own[0]["seconds"]], COLUMNS))
         show(report.launches(own))
+    found["clocks"]["after"] = clocks(device["number"])
+    show("\n".join(f"{when}: {clocks_text(told)}" for when, told in found["clocks"].items()))
     judged = judge_device(found)
     found["targets"] = [{**asdict(each), "holds": each.holds} for each in judged]
     show(report.targets(judged))
@@ -86,6 +94,8 @@ def _head(options: Options, device: dict[str, Any], engine: str, torch: str) -> 
         f"optimkit bench: {options.dtype}, {device['name']}, engine {engine}, {other}",
         f"{options.rounds} interleaved rounds, timed by CUDA events. {report.RATIOS}",
         "host: what a step takes in Python, when it finds an idle device.",
+        f"kernels: what it takes without the host, in a CUDA graph of {STEPS} steps or more, over sets of arrays that take",
+        f"turns ({ROTATED / 1e6:.0f} MB); theirs: the share of the speed of a copy in such a graph.",
     ]
     if device["emulated"]:
         lines.append(EMULATED)
@@ -105,6 +115,8 @@ def measure_cell(cupy: Any, options: Options, workload: str, shape: str, torch: 
     contestants = [own, copy_contestant(cupy, traffic), *cupy_contestants(cupy, workload, data)]
     if torch:
         contestants.append(torch_contestant(workload, data, "fused", "cuda"))
+        if not apex_problem():
+            contestants.append(torch_contestant(workload, data, APEX, "cuda"))
     least = 1e-6 if options.quick else LEAST
     taken = run_rounds(contestants, options.rounds, options.dtype, event_timer(cupy), least)
     host = host_seconds(cupy, own, options.rounds)
@@ -127,7 +139,46 @@ def measure_cell(cupy: Any, options: Options, workload: str, shape: str, torch: 
     }
     contestants.clear()
     cupy.get_default_memory_pool().free_all_blocks()
+    cell["kernels"] = kernels = middle(graph_seconds(cupy, options, workload, data, traffic, torch))
+    cell["kernels_text"] = report.seconds(kernels[OPTIMKIT]) if OPTIMKIT in kernels else "-"
+    both = COPY in kernels and OPTIMKIT in kernels
+    cell["kernels_share"] = f"{kernels[COPY] / kernels[OPTIMKIT]:.0%}" if both else "-"
+    cell["kernels_ratios"] = {name: seconds / kernels[OPTIMKIT] for name, seconds in kernels.items() if both}
+    cupy.get_default_memory_pool().free_all_blocks()
     return cell
+
+
+def graph_seconds(
+    cupy: Any, options: Options, workload: str, data: Data, traffic: int, torch: bool
+) -> dict[str, list[float]]:
+    """Seconds of a step without the host, of those that can be captured in a graph."""
+    sets, steps = sets_for(traffic, options.quick), 2 if options.quick else STEPS
+    by_hand = {KERNEL: 0, FUSE: 1}
+
+    def of(make: Callable[[], Contestant]) -> Callable[[], CapturedSteps]:
+        return lambda: CapturedSteps(cupy, [make() for _ in range(sets)], steps)
+
+    made: dict[str, Callable[[], Any]] = {
+        OPTIMKIT: of(lambda: optimkit_contestant(workload, data, cupy.array, capturable=True)),
+        COPY: of(lambda: copy_contestant(cupy, traffic)),
+    }
+    if not WORKLOADS[workload].tail:  # what clips by hand waits for nothing, but allocates
+        made |= {name: of(partial(_by_hand, cupy, workload, data, place)) for name, place in by_hand.items()}
+    if torch and not WORKLOADS[workload].tail:
+        module = sys.modules["torch"]
+        made[FUSED] = lambda: TorchGraph(
+            module, [torch_contestant(workload, data, "fused", "cuda", **_for_graphs(workload)) for _ in range(sets)], steps
+        )
+    return measure_graphs(made, options.rounds)
+
+
+def _by_hand(cupy: Any, workload: str, data: Data, place: int) -> Contestant:
+    return cupy_contestants(cupy, workload, data)[place]
+
+
+def _for_graphs(workload: str) -> dict[str, Any]:
+    """What torch wants for steps in graphs; its SGD has no such option, and needs none."""
+    return {} if WORKLOADS[workload].torch[0] == "SGD" else {"capturable": True}
 
 
 def cupy_contestants(cupy: Any, name: str, data: Data) -> list[Contestant]:

@@ -28,7 +28,7 @@ class Workload:
     Attributes
     ----------
     optimizer : function
-        From parameters to optimkit's optimizer.
+        From parameters, and options that all optimizers have, to optimkit's optimizer.
     torch : (str, dict)
         The class in torch.optim, and its arguments.
     slots : int
@@ -38,27 +38,27 @@ class Workload:
     """
 
     title: str
-    optimizer: Callable[[Any], Optimizer]
+    optimizer: Callable[..., Optimizer]
     torch: tuple[str, dict[str, Any]]
     slots: int
     tail: bool = False
 
 
-def _sgd(params: Any) -> Optimizer:
-    return SGD(params, lr=LR, momentum=MOMENTUM)
+def _sgd(params: Any, **options: Any) -> Optimizer:
+    return SGD(params, lr=LR, momentum=MOMENTUM, **options)
 
 
-def _adam(params: Any) -> Optimizer:
-    return Adam(params, lr=LR, betas=BETAS, eps=EPS)
+def _adam(params: Any, **options: Any) -> Optimizer:
+    return Adam(params, lr=LR, betas=BETAS, eps=EPS, **options)
 
 
-def _adamw(params: Any) -> Optimizer:
-    return AdamW(params, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
+def _adamw(params: Any, **options: Any) -> Optimizer:
+    return AdamW(params, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, **options)
 
 
-def _tail(params: Any) -> Optimizer:
+def _tail(params: Any, **options: Any) -> Optimizer:
     clip = ClipByGlobalNorm(MAX_NORM)
-    return AdamW(params, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, transforms=[clip])
+    return AdamW(params, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, transforms=[clip], **options)
 
 
 WORKLOADS = {

@@ -53,9 +53,7 @@ def llvm_problem() -> str:
 
 @cache
 def _say_once(problem: str) -> None:
-    warnings.warn(
-        f"optimkit runs on NumPy alone, in slices, several times slower than compiled: {problem}", RuntimeWarning, stacklevel=3
-    )
+    warnings.warn(problem, RuntimeWarning, stacklevel=3)
 
 
 def choose(library: str, device: Any, forced: str | None) -> Engine:
@@ -72,10 +70,17 @@ def choose(library: str, device: Any, forced: str | None) -> Engine:
     if forced == "cuda" and library != "cupy":
         raise ValueError(f"engine = 'cuda' runs CuPy arrays, not {library} arrays on {device}")
     if library == "cupy" and forced != "eager":
-        from optimkit.engines.cuda.runner import refuse_capture
+        from optimkit.engines.cuda.compile import missing
+        from optimkit.engines.cuda.context import refuse_capture
 
         refuse_capture()
-        return compiling("cuda")
+        problem = missing()
+        if not problem:
+            return compiling("cuda")
+        if forced == "cuda":
+            raise ValueError(f"engine = 'cuda': {problem}")
+        _say_once(f"optimkit runs on CuPy's own functions, many times slower than compiled: {problem}")
+        return EAGER
     if not on_host:
         return EAGER
     if forced == "eager":
@@ -85,7 +90,7 @@ def choose(library: str, device: Any, forced: str | None) -> Engine:
         return compiling("llvm")
     if forced == "llvm":
         raise ValueError(f"engine = 'llvm': {problem}")
-    _say_once(problem)
+    _say_once(f"optimkit runs on NumPy alone, in slices, several times slower than compiled: {problem}")
     return SLICED
 
 

@@ -1,8 +1,8 @@
 """CUDA text to kernels: NVRTC, without the flags that change bits, and with a cache on disk.
 
 CuPy appends `-ftz=true` to all that its own classes compile, which flushes subnormals to zero. So the
-text goes through `cupy.cuda.compiler.compile_using_nvrtc` and `Function` by hand. CuPy may change these from one
-major version to the next, so the package's extras name those that were tried.
+text goes through `cupy.cuda.compiler.compile_using_nvrtc` and `Function` by hand. CuPy promises none of these: where one
+is `missing`, arrays go to the eager engine.
 """
 
 from __future__ import annotations
@@ -51,26 +51,33 @@ def _target(device: int) -> tuple[str, ...]:
     return (*OPTIONS, arch, version, cupy.__version__, os.environ.get("CUPY_COMPILE_WITH_PTX", ""))
 
 
+NEEDED = (("compiler", "compile_using_nvrtc"), ("function", "Module"), ("driver", "launchKernel"), ("nvrtc", "getVersion"))
+
+
+def missing() -> str:
+    """Which function of CuPy's own that the engine calls is not there any more; empty if all are."""
+    import cupy
+
+    for room, name in NEEDED:
+        if not hasattr(getattr(cupy.cuda, room, None), name):
+            return (
+                f"CuPy {cupy.__version__} has no cupy.cuda.{room}.{name}, which the CUDA engine calls; install CuPy 14"
+            )
+    return ""
+
+
 def load(text: str, device: int) -> Any:
     """The module of a text on a device: from memory, from disk, or compiled. The device must be current.
 
     Raises
     ------
     KernelError
-        If NVRTC refuses the text, or the driver the binary, or this CuPy has no such functions any more.
+        If NVRTC refuses the text, or the driver the binary.
     """
     with _lock:
         module = _loaded.get((text, device))
         if module is None:
-            try:
-                module = _loaded[text, device] = _make(text, device)
-            except (AttributeError, ImportError, TypeError) as error:
-                import cupy
-
-                raise KernelError(
-                    f"CuPy {cupy.__version__} has changed what the CUDA engine calls ({error}): install CuPy 14, or use "
-                    "engine='eager' for its arrays"
-                ) from error
+            module = _loaded[text, device] = _make(text, device)
             while len(_loaded) > MOST:
                 _loaded.popitem(last=False)
         _loaded.move_to_end((text, device))

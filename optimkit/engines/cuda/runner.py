@@ -7,7 +7,6 @@ arguments made before; nothing moves, and nothing waits for the device.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from optimkit import arrays
 from optimkit.arrays import DType, Placement, StreamOrder
 from optimkit.counting import counters
 from optimkit.engines.cuda import compile as cuda_compile
+from optimkit.engines.cuda.context import check_device, ready_thread
 from optimkit.engines.cuda.job import (
     CONTROL,
     READ_CHUNK,
@@ -52,7 +52,7 @@ class CudaRunner:
 
     def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None:
         self.plan, self.dtype, self.members = plan, dtype, members
-        self.device = _check_device(members[0].weight.device)
+        self.device = check_device(members[0].weight.device)
         self.others = {key: [Placement.of(member.arrays[key]) for member in members] for key in plan.arrays[2:]}
         strided = [key for key, found in self.others.items() if any(where.geometry for where in found)]
         self.strided = (*STRIDED, *strided)
@@ -180,7 +180,7 @@ class CudaRunner:
     def begin(self, tables: Tables, stream: Any, alone: bool, capturing: bool) -> None:
         """Bring the tables of this step to the device, which is the current one."""
         if not capturing:  # a thread that captures has a context
-            _ready_thread(self.device.id)
+            ready_thread(self.device.id)
         self._tell("table", self.table.find(tables.row_of, tables.row_of_changed, stream))
         tables.row_of_changed = False
         if capturing:
@@ -200,7 +200,7 @@ class CudaRunner:
 
     def begin_warm(self, rows: int, changed: int, found: int, stream: Any) -> None:
         """The same, where compiled code has filled the table, perhaps found its like, and filled rows of `host_rows`."""
-        _ready_thread(self.device.id)
+        ready_thread(self.device.id)
         if changed:
             self._tell("table", self.table.find_filled(stream, found))
         if self._host_rows.base is not self._rows:
@@ -311,46 +311,3 @@ class CudaRunner:
     @property
     def slot_keys(self) -> Sequence[Hashable]:
         return self.uniform.slots
-
-
-def refuse_capture() -> None:
-    """Raise if the current stream is being captured: making buckets allocates, uploads and compiles."""
-    import cupy
-
-    if cupy.cuda.get_current_stream().is_capturing():
-        raise RuntimeError(
-            "the first step, and the first after a change of structure, can't be captured in a CUDA graph: it allocates and "
-            "compiles; run one step with these arrays before the capture"
-        )
-
-
-class _Contexts(threading.local):
-    """Of each thread: the devices that it has a context of."""
-
-    def __init__(self) -> None:
-        self.devices: set[int] = set()
-
-
-_contexts = _Contexts()
-
-
-def _ready_thread(device: int) -> None:
-    """Let this thread launch on a device, which is the current one: CuPy does so in its own launches, not in the driver's."""
-    if device not in _contexts.devices:
-        import cupy
-
-        cupy.cuda.runtime.memGetInfo()
-        _contexts.devices.add(device)
-
-
-def _check_device(device: Any) -> Any:
-    """Raise ValueError if the device of an array is not there any more."""
-    import cupy
-
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise ValueError(f"the parameters are on {device}, but no CUDA device answers any more: {error}") from error
-    if device.id >= count:
-        raise ValueError(f"the parameters are on {device}, which is gone: there are {count} devices; move them with cupy")
-    return device
