@@ -189,6 +189,10 @@ def test_a_captured_step_tells_about_the_last_replay(cupy: Any, new_stream: Any)
     g[...] = cupy.inf
     replay(cupy, graph, stream)
     assert not found[0].applied
+    g[...] = 2.0
+    replay(cupy, graph, stream)
+    assert found[0].applied, "each replay writes another result"
+    assert found[0].grad_norm == float(np.sqrt(12.0))
 
 
 def test_results_of_steps_beside_a_graph_are_their_own(cupy: Any) -> None:

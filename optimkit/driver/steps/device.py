@@ -165,7 +165,7 @@ class DeviceSteps:
     def _result(self, first: Bucket) -> StepResult:
         if first.plan.program.gradient_norm is None:
             return StepResult(True, None)
-        return StepResult(True, None, Pending(_runner(first).result, self.skip))
+        return StepResult(True, None, Pending(_runner(first).result, self.skip, self.capturing))
 
 
 def _runner(bucket: Bucket) -> protocol.DeviceRunner:
@@ -173,10 +173,10 @@ def _runner(bucket: Bucket) -> protocol.DeviceRunner:
 
 
 class Pending:
-    """The norm and the decision of a step, in device memory."""
+    """The norm and the decision of a step, in device memory; `repeated`: graphs write them anew."""
 
-    def __init__(self, fetch: Callable[[], tuple[float, bool]], skip: bool) -> None:
-        self.fetch, self.skip = fetch, skip
+    def __init__(self, fetch: Callable[[], tuple[float, bool]], skip: bool, repeated: bool) -> None:
+        self.fetch, self.skip, self.repeated = fetch, skip, repeated
 
     def values(self) -> tuple[bool, float]:
         """(applied, norm); waits for the device."""

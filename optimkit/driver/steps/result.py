@@ -18,7 +18,8 @@ class StepResult:
     """What a step did.
 
     On a device it is fetched when it is read for the first time: reading it waits for the step, not
-    reading it costs nothing.
+    reading it costs nothing. That of a step that was captured in a CUDA graph is fetched each time: it tells about the last
+    replay.
 
     Attributes
     ----------
@@ -37,7 +38,8 @@ class StepResult:
     def _fetch(self) -> None:
         if self._pending is not None:
             self._applied, self._grad_norm = self._pending.values()
-            self._pending = None
+            if not self._pending.repeated:
+                self._pending = None
 
     @property
     def applied(self) -> bool:

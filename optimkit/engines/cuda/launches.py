@@ -162,7 +162,8 @@ class CudaLaunches:
         if self._current_device() != self.devices[0]:
             return None
         stream = self._current_stream()
-        return None if stream.is_capturing() else stream
+        self.capturing = stream.is_capturing()
+        return None if self.capturing else stream
 
     def warm(self, stream: Any, zero: bool) -> list[Call]:
         """All launches of a step of all runners."""
