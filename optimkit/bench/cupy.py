@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import optimkit
-from optimkit.bench import report
+from optimkit.bench import host, report
 from optimkit.bench.clocks import clocks, clocks_text
 from optimkit.bench.contestants import (
     APEX,
@@ -78,6 +78,11 @@ def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
         report.progress("")
         show(report.cells(own, [name for name in OTHERS if name in own[0]["seconds"]], COLUMNS))
         show(report.launches(own))
+    if options.host:
+        report.progress("what a step takes on the host ...")
+        found["host"] = host.measure(cupy, 3 if options.quick else max(options.rounds, 7), launching=False)
+        report.progress("")
+        show(host_text(found["host"]))
     found["clocks"]["after"] = clocks(device["number"])
     show("\n".join(f"{when}: {clocks_text(told)}" for when, told in found["clocks"].items()))
     judged = judge_device(found)
@@ -86,6 +91,14 @@ def measure(options: Options, show: Callable[[str], None]) -> dict[str, Any]:
     if device["emulated"]:
         show(EMULATED)
     return found
+
+
+def host_text(found: dict[int, dict[str, float]]) -> str:
+    """The host's part of steps of Adam, nothing launched, beside a loop of kernels by hand, which launches."""
+    names = list(next(iter(found.values())))
+    head = ["CPU time of Adam's step, nothing launched", *names]
+    rows = [[f"{count} parameters", *(report.seconds(own[name]) for name in names)] for count, own in found.items()]
+    return report.table(head, rows) + f"\n  {host.HAND}: one for each parameter, with its launches.\n"
 
 
 def _head(options: Options, device: dict[str, Any], engine: str, torch: str) -> str:

@@ -14,7 +14,7 @@ from optimkit.bench.workloads import WORKLOADS
 from optimkit.engines.threads import get_num_threads
 
 BACKENDS = ("numpy", "cupy")
-EXTRAS, LOOP = "extras", "loop"
+EXTRAS, LOOP, HOST = "extras", "loop", "host"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Options:
         Keys of `WORKLOADS` and of the shapes.
     extras, loop : bool
         Whether to measure first steps, imports and replaced gradients too, and what small models cost.
+    host : bool
+        Whether to measure what a step takes on the host, apart from the device.
     rounds, threads : int
         From 1.
     dtype : {"float32", "float64"}
@@ -41,6 +43,7 @@ class Options:
     shapes: tuple[str, ...] = tuple(FULL)
     extras: bool = True
     loop: bool = True
+    host: bool = True
     rounds: int = 15
     threads: int = 1
     dtype: str = "float32"
@@ -65,15 +68,18 @@ class Options:
         ValueError
             If one is not allowed; the message names it.
         """
-        workloads, shapes, extras, loop = _parts(only)
-        if backend == "cupy" and not workloads:
+        workloads, shapes, extras, loop, host = _parts(only)
+        if backend == "cupy" and not workloads and not host:
             raise ValueError(f"--only {only} is measured on the CPU alone; leave out --backend cupy, or name more")
+        if backend == "numpy" and only is not None and host:
+            raise ValueError(f"--only {only}: {HOST} is measured with a device alone; add --backend cupy")
         return cls(
             backend=_one_of("--backend", backend, BACKENDS),
             workloads=workloads,
             shapes=shapes,
             extras=extras,
             loop=loop,
+            host=host,
             rounds=(3 if quick else 15) if rounds is None else _whole("--rounds", rounds),
             threads=get_num_threads() if threads is None else _whole("--threads", threads),
             dtype=_one_of("--dtype", dtype, SUPPORTED),
@@ -98,24 +104,25 @@ def _whole(option: str, value: Any) -> int:
     return number
 
 
-def _parts(only: str | None) -> tuple[tuple[str, ...], tuple[str, ...], bool, bool]:
-    """Names of workloads and shapes, and whether "extras" and "loop" are among them.
+def _parts(only: str | None) -> tuple[tuple[str, ...], tuple[str, ...], bool, bool, bool]:
+    """Names of workloads and shapes, and whether "extras", "loop" and "host" are among them.
 
-    Of workloads and shapes, a kind of which nothing is named is taken whole; extras and loop only when named.
+    Of workloads and shapes, a kind of which nothing is named is taken whole; extras, loop and host only when named.
     """
     if only is None:
-        return tuple(WORKLOADS), tuple(FULL), True, True
+        return tuple(WORKLOADS), tuple(FULL), True, True, True
     names = [name.strip().lower() for name in only.split(",") if name.strip()]
-    known = (*WORKLOADS, *FULL, EXTRAS, LOOP)
+    known = (*WORKLOADS, *FULL, EXTRAS, LOOP, HOST)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         what = f"names {', '.join(unknown)}" if unknown else "is empty"
         raise ValueError(f"--only {what}; write one or more of {', '.join(known)}, separated by commas")
     workloads = tuple(name for name in WORKLOADS if name in names)
     shapes = tuple(name for name in FULL if name in names)
+    more = EXTRAS in names, LOOP in names, HOST in names
     if not workloads and not shapes:
-        return (), (), EXTRAS in names, LOOP in names
-    return workloads or tuple(WORKLOADS), shapes or tuple(FULL), EXTRAS in names, LOOP in names
+        return (), (), *more
+    return workloads or tuple(WORKLOADS), shapes or tuple(FULL), *more
 
 
 def _writable(name: str) -> Path:

@@ -167,10 +167,9 @@ class CudaLaunches:
 
     def warm(self, stream: Any, zero: bool) -> list[Call]:
         """All launches of a step of all runners."""
-        wanted = [(runner, runner.first_place) for runner in self.runners]
-        if self._warm_of != stream.ptr or len(self._laid_out) != len(wanted):
+        if self._warm_of != stream.ptr or len(self._laid_out) != len(self.runners):
             self._lay_out(self.runners)
-            self._laid_out = wanted
+            self._laid_out = [(runner, runner.first_place) for runner in self.runners]
             self._warm, self._warm_of = self._all_launches(stream), stream.ptr
         for place, slots in self._last:
             self.runners[place].tell_write(zero, slots)

@@ -203,7 +203,7 @@ class CudaRunner:
         ready_thread(self.device.id)
         if changed:
             self._tell("table", self.table.find_filled(stream, found))
-        if self._host_rows.base is not self._rows:
+        if not self._rows_in_job:
             self.send_rows(self._host_rows[:rows], stream)
         else:
             self._tell("row_count", rows)
@@ -213,7 +213,8 @@ class CudaRunner:
     def host_rows(self, groups: int) -> np.ndarray:
         """Where compiled code may put the rows of a step: as many as there are groups, or members; in the job, if they fit."""
         most, hosts = groups if self.shared.device_count else len(self.members), len(self.plan.hosts)
-        if most * hosts <= ROWS and not self.shared.capturable:
+        self._rows_in_job = most * hosts <= ROWS and not self.shared.capturable
+        if self._rows_in_job:
             self._host_rows = self._rows[: most * hosts].reshape(most, hosts)
         else:
             self._host_rows = np.zeros((most, hosts))

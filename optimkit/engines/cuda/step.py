@@ -30,11 +30,11 @@ from optimkit.fusion.stages import GRADIENT
 JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "steps")
 BUCKET = Columns(
     "members", "places", "table", "entry_bytes", "gradient", "flags", "row", "bits", "dense", "counting", "counts", "groups",
-    "n_groups", "numbers", "number_bytes", "rows", "row_bytes", "fill_row", "row_group", "row_count", "n_rows", "changed",
-    "sets", "n_sets", "found",
+    "n_groups", "numbers", "number_bytes", "rows", "row_bytes", "fill_row", "row_group", "row_count", "sets", "n_sets",
+    "n_rows", "changed", "found",
 )  # fmt: skip
 
-_ANSWERS = [BUCKET.n_rows, BUCKET.changed, BUCKET.found]
+_ANSWERS = slice(BUCKET.n_rows, BUCKET.found + 1)  # rows, changed, found
 
 _TEXT = """\
 # a warm step on a device: gradients in the table, rows of host values, counts
@@ -232,7 +232,8 @@ class CudaStep(Look):
         for runner, words in zip(self.runners, self.buckets, strict=True):
             rows, changed, found = words[_ANSWERS].tolist()
             runner.begin_warm(rows, changed, found, stream)
-            words[BUCKET.changed], words[BUCKET.n_sets] = 0, runner.table.n_sets
+            if changed:
+                words[BUCKET.changed], words[BUCKET.n_sets] = 0, runner.table.n_sets
         at_once([*self.launches.warm(stream, zero), self.count])
         return 1
 
