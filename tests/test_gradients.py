@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 from gradient_cases import ENGINES, LAYOUTS, assert_same, gradients, weights
 
 import optimkit
-from optimkit import Adam, AdamW, Param
+from optimkit import SGD, Adam, AdamW, Param
 from optimkit.driver.gradients.byte_ranges import ByteRanges
 from optimkit.driver.gradients.fingerprints import Fingerprints
 from optimkit.transforms import ClipByGlobalNorm
@@ -289,3 +290,24 @@ def test_without_compiled_steps_a_step_is_the_same(monkeypatch):
     assert plain._run.gradients.fingerprints.compiled is not None
     assert_same(one, two)
     assert optimkit.counters.gradients_checked > 0
+
+
+def test_torch_tensors_that_are_not_aligned_are_refused():
+    """Also where one like it was aligned in the step before, and only the address is another one."""
+    torch = pytest.importorskip("torch")
+
+    def tensor(offset):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.from_numpy(np.full(64, 63, np.uint8)[offset : offset + 16].view(np.float32))
+
+    w = torch.zeros(4)
+    opt = SGD({"w": w}, lr=1.0)
+    for offset in (0, 4, 8):
+        opt.step({"w": tensor(offset)})
+    before = w.clone()
+    with pytest.raises(ValueError, match=r"gradient of 'w' is not aligned.* 1 bytes after .*x\.clone\(\)"):
+        opt.step({"w": tensor(1)})
+    assert torch.equal(w, before)
+    with pytest.raises(ValueError, match=r"'w' is not aligned"):
+        SGD({"w": tensor(2)}, lr=1.0)

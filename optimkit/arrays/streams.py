@@ -13,6 +13,7 @@ order that the caller gives them.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from typing import Any
@@ -132,9 +133,20 @@ class StreamOrder:
             cupy.cuda.runtime.streamWaitEvent(stream.ptr, self._event.ptr)
 
 
+class _Thread(threading.local):
+    """A number for each thread; its ident goes to another one when it ends."""
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
+
+
+_numbers = itertools.count(1)
+_thread = _Thread()
+
+
 def _key(stream: Any) -> tuple[int, int]:
     pointer = stream.ptr
-    return pointer, threading.get_ident() if pointer == PER_THREAD else 0
+    return pointer, _thread.number if pointer == PER_THREAD else 0
 
 
 def _is_lasting(stream: Any) -> bool:

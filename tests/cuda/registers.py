@@ -17,6 +17,7 @@ import optimkit
 from optimkit import transforms
 from optimkit.arrays import DTYPES
 from optimkit.engines.cuda.compile import OPTIONS
+from optimkit.engines.cuda.job import BY_VALUE
 from optimkit.engines.cuda.text import module_text
 from optimkit.fusion.stages import number_totals, total_rounds
 from optimkit.rules.programs import plan_of, program_of
@@ -47,13 +48,13 @@ class Row:
     spills: int
 
 
-def text_of(rule: str, dtype: str) -> str:
-    """The CUDA text of a rule, with counts on the device where a skip is decided there."""
+def text_of(rule: str, dtype: str, by_value: int = BY_VALUE[-1]) -> str:
+    """The CUDA text of a rule, with counts on the device where a skip is decided there, and the table carried by launches."""
     optimizer = RULES[rule]()
     skip = optimizer.nonfinite == "skip"
     key, program = program_of(optimizer._run.chain(), DTYPES[dtype], DTYPES[dtype].wide, skip, skip)
     plan = plan_of(key, program, total_rounds([program]))
-    return module_text(plan, DTYPES[dtype], number_totals([plan]), (), skip, skip)
+    return module_text(plan, DTYPES[dtype], number_totals([plan]), (), skip, skip, by_value=by_value)
 
 
 def assemble(text: str, architecture: int) -> list[tuple[str, int, int, int]]:

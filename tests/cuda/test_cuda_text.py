@@ -11,7 +11,7 @@ import pytest
 import optimkit
 from optimkit import transforms
 from optimkit.arrays import DTYPES
-from optimkit.engines.cuda.job import WRITE_CHUNKS, write_chunk
+from optimkit.engines.cuda.job import BY_VALUE, WRITE_CHUNKS, job_dtype, write_chunk
 from optimkit.engines.cuda.text import module_text
 from optimkit.fusion.stages import number_totals, total_rounds
 from optimkit.rules.programs import plan_of, program_of
@@ -91,3 +91,9 @@ def test_counts_are_decided_in_the_pass_that_reads() -> None:
 def test_chunks_are_small_where_there_are_few(sizes: list[int], chunk: int) -> None:
     assert write_chunk(np.array(sizes), 132) == chunk
     assert chunk in WRITE_CHUNKS
+
+
+def test_arguments_fit_a_launch() -> None:
+    """4 KB before CUDA 12.1, 32,764 bytes since."""
+    assert job_dtype(0).itemsize <= 4096
+    assert job_dtype(BY_VALUE[-1]).itemsize <= 32_764

@@ -23,7 +23,7 @@ PARTS = {  # with their limits in seconds
     "bits": 120,
     "suite": 240,
     "races": 150,
-    "sanitizer": 90,
+    "sanitizer": 150,
     "kernels": 120,
     "profile": 60,
     "host": 60,

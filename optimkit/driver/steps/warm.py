@@ -39,7 +39,7 @@ class WarmStep:
         self.read = gradients.mirror.read_plain
         self.ids: np.ndarray | None = None
         self.runners: list[Any] = [bucket.runner for bucket in buckets]
-        self.threaded = any(getattr(runner, "threaded", False) for runner in self.runners)
+        self.threaded = any(runner.threaded for runner in self.runners)
         self.ahead = False  # of the buckets: compiled code may have counted, or placed gradients, since they were told
 
     @classmethod

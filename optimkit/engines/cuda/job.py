@@ -16,7 +16,7 @@ from optimkit.engines.text import identifiers
 from optimkit.fusion.stages import GRADIENT, WEIGHT, Plan
 
 WRITE_CHUNKS, WRITE_THREADS = (1024, 2048, 4096), 256  # elements of a chunk: fewer where there are few chunks
-RESIDENT = 8  # blocks that write, on a multiprocessor at a time
+CHUNKS_EACH = 8  # for a multiprocessor, before chunks get larger
 READ_CHUNK, READ_THREADS = 8192, 128
 ROWS = 384  # doubles that a launch carries by value
 BY_VALUE = (512, 3584)  # words of the table that it may carry too: a launch takes 32,764 bytes from CUDA 12.1 on
@@ -118,7 +118,7 @@ def layout_words(where: Placement, size: int) -> np.ndarray:
 
 def write_chunk(sizes: np.ndarray, multiprocessors: int) -> int:
     """Elements of a chunk of the stages that write: many cost fewer looks at the table, few keep all multiprocessors busy."""
-    wanted = multiprocessors * RESIDENT
+    wanted = multiprocessors * CHUNKS_EACH
     return max((chunk for chunk in WRITE_CHUNKS if int((-(-sizes // chunk)).sum()) >= wanted), default=WRITE_CHUNKS[0])
 
 

@@ -47,7 +47,7 @@ MOST_SLOTS = 64  # per optimizer: the bits of `write_shared`
 class CudaRunner:
     """The stages of one plan on the members of one bucket, on one device."""
 
-    keeps_addresses = True
+    keeps_addresses, threaded = True, False
     result: Result  # of the last step
 
     def __init__(self, plan: Plan, dtype: DType, members: Sequence[Member]) -> None:
