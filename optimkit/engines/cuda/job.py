@@ -19,7 +19,7 @@ WRITE_CHUNKS, WRITE_THREADS = (1024, 2048, 4096), 256  # elements of a chunk: fe
 CHUNKS_EACH = 8  # for a multiprocessor, before chunks get larger
 READ_CHUNK, READ_THREADS = 8192, 128
 ROWS = 384  # doubles that a launch carries by value
-BY_VALUE = (512, 3584)  # words of the table that it may carry too: a launch takes 32,764 bytes from CUDA 12.1 on
+BY_VALUE = (384, 3584)  # words of `moving` that it may carry too: a launch takes 32,764 bytes from CUDA 12.1 on
 
 # Of a parameter in the table; its arrays follow. `g_dtype` is the code of its gradient's dtype.
 ENTRY = ("size", "row", "flags", "first_unit", "blocks", "place", "g_dtype")
@@ -27,15 +27,16 @@ FLAGS = {"ABSENT": 1, "VECTOR": 2, "ZERO_G": 4}
 STRIDED_BIT = 8  # the first of those that say which arrays are strided
 STRIDED = (WEIGHT, GRADIENT)  # arrays that may be strided in any bucket
 LAYOUT = Columns("axes", "lengths")  # lengths and strides follow each other from `lengths` on
+MOVING = Columns("gradient", "flags", "row")  # what changes from step to step: address, flags, row of each parameter
 CONTROL = Columns("parameters_read", "blocks_written")  # how many have arrived
 RESULT = Columns("norm", "finite")
 
 _FIELDS = (
-    ("table", "const word*", "one entry per parameter, or null"),
+    ("table", "const word*", "one entry per parameter"),
     ("chunks", "const int2*", "(parameter, number of the chunk), for the stages that write"),
     ("read_chunks", "const int2*", "the same for the stages that reduce"),
     ("more_rows", "const double*", "the rows, where they are too many to be carried below"),
-    ("uniforms", "double*", "what passes sum up, {columns} per parameter"),
+    ("uniforms", "double*", "what passes sum up, {values} per parameter"),
     ("by_row", "double*", "what follows from totals, {by_row} per row"),
     ("slots", "double*", "state per parameter, {slots} values each"),
     ("shared", "double*", "state per optimizer"),
@@ -61,7 +62,7 @@ _WORDS = [(name, np.int32 if kind == "int" else np.uint64) for name, kind, _ in 
 
 
 def room_by_value(words: int) -> int:
-    """How many words of the table a launch has room for, where it is to carry so many; 0 where it can't."""
+    """How many words of `moving` a launch has room for, where it is to carry so many; 0 where it can't."""
     return next((room for room in BY_VALUE if 0 < words <= room and _takes_large_arguments()), 0)
 
 
@@ -73,19 +74,21 @@ def _takes_large_arguments() -> bool:
 
 
 def job_dtype(by_value: int) -> np.dtype[np.void]:
-    """The job as Python fills it, with room for so many words of the table."""
-    return np.dtype([*_WORDS, ("rows", np.float64, ROWS), *[("entries_here", np.int64, by_value)] * bool(by_value)], align=True)
+    """The job as Python fills it, with room for so many words of `moving`."""
+    return np.dtype([*_WORDS, ("rows", np.float64, ROWS), *[("moving", np.int64, by_value)] * bool(by_value)], align=True)
 
 
-def job_text(by_value: int, **words: int) -> str:
-    """The same as a C++ structure; `words` fill in the comments."""
+def job_text(by_value: int, columns: Entry, **words: int) -> str:
+    """The same as a C++ structure, and what looks an entry up; `words` fill in the comments."""
     fields = [(f"{kind} {name};", note.format(**words)) for name, kind, note in _FIELDS]
     fields += [(f"double rows[{ROWS}];", "one per distinct set of numbers")]
-    fields += [(f"word entries_here[{by_value}];", "the table, where it is not in device memory")] * bool(by_value)
-    table = "job.table ? job.table : job.entries_here" if by_value else "job.table"
+    what = "of each parameter: the gradient's address, flags, row; in the place of the table's"
+    fields += [(f"word moving[{by_value}];", what)] * bool(by_value)
     lines = [f"    {declared:<36}// {note}" for declared, note in fields]
-    find = f"__device__ __forceinline__ const word* table_of(const Job& job) {{ return {table}; }}"
-    return "\n".join(["struct Job {", *lines, "};", find])
+    places = {columns.names[columns.address[GRADIENT]]: 0, "FLAGS": 1, "ROW": 2}
+    moved = "".join(f"column == {name} ? job.moving[p * 3 + {place}] : " for name, place in places.items()) if by_value else ""
+    look = f"    __device__ word operator[](int column) const {{ return {moved}job.table[p * {len(columns)} + column]; }}"
+    return "\n".join(["struct Job {", *lines, "};", "struct Entry {", "    const Job& job;", "    word p;", look, "};"])
 
 
 def entry_columns(plan: Plan, strided: Sequence[Hashable] = STRIDED) -> Entry:

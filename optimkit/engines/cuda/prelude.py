@@ -77,12 +77,12 @@ def _by_dtype(text: str, joint: str) -> str:
 def prelude(columns: Entry, dtype: DType, uniforms: int, by_row: int, slots: int, by_value: int) -> str:
     """The head of a module for arrays of `dtype`, with so many uniform values and slots per parameter and values per row.
 
-    A launch has room for `by_value` words of the parameters' table.
+    A launch has room for `by_value` words of `moving`.
     """
     compute = DTYPES[dtype.compute]
     head = _HEAD.format(
         entry=entry_text(columns),
-        job=job_text(by_value, columns=uniforms, by_row=by_row, slots=slots, unit=UNIT),
+        job=job_text(by_value, columns, values=uniforms, by_row=by_row, slots=slots, unit=UNIT),
         real=compute.cuda,
         lanes=16 // compute.itemsize,
     )

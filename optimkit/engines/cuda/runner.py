@@ -21,6 +21,7 @@ from optimkit.engines.cuda import compile as cuda_compile
 from optimkit.engines.cuda.context import check_device, ready_thread
 from optimkit.engines.cuda.job import (
     CONTROL,
+    MOVING,
     READ_CHUNK,
     READ_THREADS,
     ROWS,
@@ -77,8 +78,8 @@ class CudaRunner:
         self.shared, self.places = shared, np.array(places, np.int64)
         name = arrays.device(self.members[0].weight)
         self.order = shared.orders.get(name) or StreamOrder(self.device, self)
-        self.uniform = UniformText(self.plan, len(self.columns), shared.labels, list(shared.slots))
-        by_value = room_by_value(0 if shared.capturable else len(self.members) * len(self.columns))
+        self.uniform = UniformText(self.plan, shared.labels, list(shared.slots))
+        by_value = room_by_value(0 if shared.capturable else len(MOVING) * len(self.members))
         self.text = module_text(
             self.plan, self.dtype, shared.labels, list(shared.slots), shared.device_count, shared.skip, self.strided, by_value
         )
@@ -86,7 +87,7 @@ class CudaRunner:
         self._rows = self.job["rows"]
         self._arguments = np.array([self.job.ctypes.data], np.uint64)  # a launch takes the address of this
         self._argument = self._arguments.ctypes.data
-        carried = self.job["entries_here"] if by_value else None
+        carried = self.job["moving"] if by_value else None
         self.table = MemberTable(self.columns, self.dtype, [member.size for member in self.members], self.order, carried)
         self.table.set_places(places)
         for key, found in self.others.items():

@@ -21,11 +21,10 @@ from optimkit.engines.atomic import at_once
 from optimkit.engines.cpu.kernels import available, compile_text
 from optimkit.engines.cpu.look import ANSWERS, COUNT, ONLY_LOOK, PREPARE, TOLD, Look, look_text, names_text
 from optimkit.engines.cpu.rows import rows_text
-from optimkit.engines.cuda.job import FLAGS
+from optimkit.engines.cuda.job import FLAGS, MOVING
 from optimkit.engines.cuda.objects import cupy_objects
 from optimkit.engines.cuda.table import ALIGNMENT
 from optimkit.engines.tables import Columns
-from optimkit.fusion.stages import GRADIENT
 
 JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "steps")
 BUCKET = Columns(
@@ -212,12 +211,12 @@ class CudaStep(Look):
     def _bucket_words(
         self, number: int, runner: Any, places: np.ndarray, counts: np.ndarray, groups: np.ndarray, numbers: np.ndarray
     ) -> list[int]:
-        table, scratch, columns = runner.table, self.scratch[number], runner.columns
+        table, scratch = runner.table, self.scratch[number]
         rows = runner.host_rows(len(numbers))
-        told = {"members": len(places), "gradient": columns.address[GRADIENT], "flags": columns.flags, "row": columns.row}
-        told |= {"entry_bytes": table.words.strides[0], "number_bytes": numbers.strides[0], "row_bytes": rows.strides[0]}
+        told = {"members": len(places), "gradient": MOVING.gradient, "flags": MOVING.flags, "row": MOVING.row}
+        told |= {"entry_bytes": table.moving.strides[0], "number_bytes": numbers.strides[0], "row_bytes": rows.strides[0]}
         told |= {"fill_row": self.fill_rows[number].address, "n_groups": len(numbers), "counting": self.counting[number]}
-        tables = {"places": places, "table": table.words, "bits": table.flags, "dense": table.dense, "counts": counts}
+        tables = {"places": places, "table": table.moving, "bits": table.flags, "dense": table.dense, "counts": counts}
         tables |= {"groups": groups, "numbers": numbers, "rows": rows, "row_group": scratch[0], "row_count": scratch[1]}
         tables["sets"] = table.sets
         told |= {name: array.ctypes.data for name, array in tables.items()}

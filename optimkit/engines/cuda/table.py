@@ -16,7 +16,7 @@ import numpy as np
 
 from optimkit.arrays import DType, Placement, StreamOrder
 from optimkit.engines.canonical import UNIT
-from optimkit.engines.cuda.job import FLAGS, READ_CHUNK, layout_words
+from optimkit.engines.cuda.job import FLAGS, MOVING, READ_CHUNK, layout_words
 from optimkit.engines.cuda.upload import uploader
 from optimkit.engines.protocol import Member
 from optimkit.engines.tables import Entry
@@ -30,7 +30,8 @@ LATELY = 8  # sets of gradients whose tables stay on the device
 class MemberTable:
     """One entry per member of a bucket: its size, where its arrays lie, and the row of its numbers.
 
-    With `carried`, words of the job, it is written there, and goes along with each launch.
+    What changes from step to step is `moving`: where gradients are, flags, rows. With `carried`, words of the job, it goes
+    along with each launch, and the table on the device stays; else tables of the sets seen lately do.
     """
 
     def __init__(
@@ -39,19 +40,20 @@ class MemberTable:
         self.columns, self.dtype, self.sizes, self.order = columns, dtype, sizes, order
         n, lengths = len(sizes), np.array(sizes, np.int64)
         units = -(-lengths // UNIT)
-        shape = n, len(columns)
         self.carried = carried is not None
-        self.words = np.zeros(shape, np.int64) if carried is None else carried[: n * len(columns)].reshape(shape)
+        self.words = np.zeros((n, len(columns)), np.int64)
+        self.moving = np.zeros((n, len(MOVING)), np.int64) if carried is None else carried[: n * len(MOVING)].reshape(n, -1)
         self.words[:, columns.size] = lengths
         self.words[:, columns.first_unit] = np.cumsum(units) - units
         self.words[:, columns.blocks] = np.maximum(1, -(-lengths // READ_CHUNK))
         self.units = int(units.sum())
-        self.gradients = self.words[:, columns.address[GRADIENT]]  # their addresses: those of the last ones, where absent
+        self.gradients = self.moving[:, MOVING.gradient]  # their addresses: those of the last ones, where absent
         self.flags, self.slot_bits = np.zeros(n, np.int64), np.zeros(n, np.int64)  # bits that stay while arrays only move
         self.present, self.dense = np.zeros(n, bool), np.zeros(n, np.int64)
         self.layouts: dict[tuple[int, Hashable], np.ndarray] = {}
         self._uploader = uploader(order.device.id)
         self._found: int | None = None  # the address of the table as it is now
+        self._table: Any = None  # the only one, where `moving` is carried
         self.sets = np.zeros((LATELY, 3, n), np.int64)  # what tables on the device tell of,
         self._lately: list[Any] = []  # these tables,
         self._used: list[int] = []  # and their places, the latest last
@@ -68,8 +70,12 @@ class MemberTable:
 
     def place(self, p: int, key: Hashable, where: Placement) -> int:
         """An array lies there; the bit of the flags by which it is strided, or 0."""
-        self.words[p, self.columns.address[key]] = where.address
+        if key == GRADIENT:
+            self.gradients[p] = where.address
+        else:
+            self.words[p, self.columns.address[key]] = where.address
         if where.geometry is None:
+            self.layouts.pop((p, key), None)
             return 0
         self.layouts[p, key] = layout_words(where, self.sizes[p])
         return self.columns.bit[key]
@@ -101,8 +107,8 @@ class MemberTable:
 
     def _forget(self) -> None:
         self._found = None
-        self._spare += self._lately
-        self._lately, self._used = [], []
+        self._spare += self._lately if self._table is None else [self._table]
+        self._lately, self._used, self._table = [], [], None
         self._captured.clear()
 
     # ---- on the device
@@ -116,7 +122,7 @@ class MemberTable:
         return self._place_of(wanted) is not None or self._find_captured(wanted) is not None
 
     def find(self, row_of: np.ndarray, changed: bool, stream: Any) -> int:
-        """The address of the table with these rows, uploaded where it is not on the device; 0 where a launch carries it."""
+        """The address of the table with these rows, uploaded where it is not on the device."""
         if self._found is None or changed:
             self._fill(row_of)
             self._found = self.find_filled(stream)
@@ -128,9 +134,10 @@ class MemberTable:
         return len(self._lately)
 
     def find_filled(self, stream: Any, place: int | None = None) -> int:
-        """The same, of the table as its words tell; compiled code may have found the place of its like, or -1."""
-        if self.carried and not self.layouts:
-            return 0
+        """The same, as `moving` tells; compiled code may have found the place of its like, or -1."""
+        if self.carried:
+            self._table = self._send(stream) if self._table is None else self._table
+            return int(self._table.data.ptr)
         if place is None:
             place = self._place_of(self._set())
         if place is None or place < 0:
@@ -173,8 +180,7 @@ class MemberTable:
 
     def _set(self) -> np.ndarray:
         """What tells a set of gradients, and their rows, from others: (3, members)."""
-        columns, words = self.columns, self.words
-        told = np.stack([self.gradients, words[:, columns.flags], words[:, columns.row]])
+        told = self.moving.T.copy()
         absent = (told[1] & ABSENT) != 0
         if absent.any():
             told[::2, absent] = 0
@@ -183,10 +189,12 @@ class MemberTable:
     def _fill(self, row_of: np.ndarray) -> None:
         """The words that change from step to step; compiled code fills them in the same way (`step`)."""
         vector = VECTOR * (self.dense * (self.gradients % ALIGNMENT == 0))
-        self.words[:, self.columns.flags] = np.where(self.present, self.flags | vector, self.flags | ABSENT)
-        self.words[:, self.columns.row] = row_of
+        self.moving[:, MOVING.flags] = np.where(self.present, self.flags | vector, self.flags | ABSENT)
+        self.moving[:, MOVING.row] = row_of
 
     def _send(self, stream: Any) -> Any:
+        columns = self.columns
+        self.words[:, [columns.address[GRADIENT], columns.flags, columns.row]] = self.moving
         table = self._space(self.words.size + sum(map(len, self.layouts.values())))
         offset = self.words.size
         for (p, key), layout in self.layouts.items():

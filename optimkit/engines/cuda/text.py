@@ -59,7 +59,7 @@ def module_text(
     strided : sequence
         Keys of the arrays that may be strided.
     by_value : int
-        Words of the parameters' table that a launch may carry.
+        Words of `moving` that a launch has room for (`job_text`).
     """
     return _Module(plan, dtype, labels, slots, device_count, skip, strided, by_value).text()
 
@@ -82,7 +82,7 @@ class _Module:
         self.plan, self.dtype, self.skip, self.strided = plan, dtype, skip, tuple(strided)
         self.names = identifiers(plan.arrays)
         self.columns = entry_columns(plan, strided)
-        self.uniform = UniformText(plan, len(self.columns), labels, slots)
+        self.uniform = UniformText(plan, labels, slots)
         self.device_count = device_count
         self.epilogue = self.uniform.epilogue(device_count, skip)
 
@@ -121,7 +121,7 @@ class _Module:
         lines += ["__shared__ int2 chunk;"] + ["__shared__ bool apply;"] * skip + ["if (threadIdx.x < 32) {"]
         inner = ["int2 mine = {};", "if (threadIdx.x == 0) {", f"    chunk = mine = job.{chunk};"]
         inner += ["    apply = job.result[FINITE] != 0.0;"] * skip + ["}"]
-        inner += ["word p = __shfl_sync(0xffffffffu, mine.x, 0);", f"const word* from = table_of(job) + p * {words};"]
+        inner += ["word p = __shfl_sync(0xffffffffu, mine.x, 0);", "const Entry from{job, p};"]
         inner += [f"for (int i = threadIdx.x; i < {words}; i += 32) entry[i] = from[i];", "__syncwarp();"]
         if hosts:
             inner += [f"const double* values = (job.more_rows ? job.more_rows : job.rows) + entry[ROW] * {hosts};"]

@@ -27,18 +27,14 @@ class UniformText:
 
     Parameters
     ----------
-    stride : int
-        Words of a table entry.
     labels : dict
         The numbers of the totals of the whole optimizer, in the order of `job.contributions`; equal ones have the same.
     slots : sequence
         The slots that the optimizer has once; their order is that of `job.shared`.
     """
 
-    def __init__(
-        self, plan: Plan, stride: int, labels: Mapping[Hashable, int], slots: Sequence[Hashable] = ()
-    ) -> None:
-        self.plan, self.stride, self.labels = plan, stride, labels
+    def __init__(self, plan: Plan, labels: Mapping[Hashable, int], slots: Sequence[Hashable] = ()) -> None:
+        self.plan, self.labels = plan, labels
         self.places = {key: place for place, key in enumerate(slots)}
         self.rounds = {node: number for number, nodes in plan.uniform_rounds.items() for node in nodes}
         self.columns = {node: column for column, node in enumerate(node for node in self.rounds if node.op in REDUCTIONS)}
@@ -225,7 +221,7 @@ class UniformText:
         parts = [self.expression(node.args[0], known, inner) for node in totals]
         inner += [f"{self._place_of(node)} = {part};" for node, part in zip(totals, parts, strict=True)]
         lines = [f"for (word p = threadIdx.x; p < job.members; p += {FINISH_THREADS}) {{"]
-        lines += [f"    const word* entry = table_of(job) + p * {self.stride};"]
+        lines += ["    const Entry entry{job, p};"]
         lines += ["    if (entry[FLAGS] & ABSENT) {", *(f"        {self._place_of(node)} = 0.0;" for node in totals)]
         return [*lines, "        continue;", "    }", *("    " + line for line in inner), "}", "__syncthreads();"]
 
@@ -282,7 +278,7 @@ class UniformText:
         lines += self._shared_values(count)
         if self.slots or counting:
             lines += ["for (p = threadIdx.x; p < job.members; p += blockDim.x) {"]
-            inner = [f"const word* entry = table_of(job) + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
+            inner = ["const Entry entry{job, p};", "if (entry[FLAGS] & ABSENT) continue;"]
             if self.slots:
                 known: dict[Node, str] = {}
                 inner.append(self.rows_line())
@@ -306,7 +302,7 @@ class UniformText:
         if not self.shared:
             return []
         known: dict[Node, str] = {}
-        inner = [f"const word* entry = table_of(job) + p * {self.stride};", "if (entry[FLAGS] & ABSENT) continue;"]
+        inner = ["const Entry entry{job, p};", "if (entry[FLAGS] & ABSENT) continue;"]
         inner.append(self.rows_line())
         ends = [self.expression(self.plan.slot_outputs[key], known, inner, count) for key in self.shared]
         inner += [f"shared{place} = {end};" for place, end in enumerate(ends)] + ["break;"]
