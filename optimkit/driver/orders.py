@@ -32,10 +32,11 @@ class Orders:
         self._owner, self._entries, self._captured = weakref.ref(owner), entries, captured
         self.by_device: dict[Hashable, Any] = {}
         self._here: list[Any] | None = None
+        self.idle = False  # known to have nothing to keep in order: all is on the host
 
     def forget(self) -> None:
         """Parameters may be on other devices now."""
-        self._here = None
+        self._here, self.idle = None, False
 
     def _all(self) -> list[Any]:
         if self._here is None:
@@ -44,6 +45,7 @@ class Orders:
                 if device not in self.by_device:
                     self.by_device[device] = entry.library.order(entry.param.data, self._owner())
             self._here = [order for order in map(self.by_device.get, devices) if order is not None]
+            self.idle = not self._here
         return self._here
 
     def enter(self, allocates: bool = False, replays: bool = False) -> None:

@@ -38,16 +38,22 @@ def _take(run: Run, grads: Any, zero_grad: bool) -> StepResult:
     run.asked = {}
     if run.links:
         run.check_versions()
+    if run.orders.idle:
+        return _take_step(run, grads, zero_grad)
     run.orders.enter()
     try:
-        if run.whole:
-            warm = run.warm or run.ready_warm()
-            result = warm.take(partial(step_number, run), grads, zero_grad) if warm is not None else None
-            if result is not None:
-                return result
-        return take_anew(run, grads, zero_grad)
+        return _take_step(run, grads, zero_grad)
     finally:
         run.orders.leave()
+
+
+def _take_step(run: Run, grads: Any, zero_grad: bool) -> StepResult:
+    if run.whole:
+        warm = run.warm or run.ready_warm()
+        result = warm.take(partial(step_number, run), grads, zero_grad) if warm is not None else None
+        if result is not None:
+            return result
+    return take_anew(run, grads, zero_grad)
 
 
 def take_anew(run: Run, grads: Any, zero_grad: bool) -> StepResult:

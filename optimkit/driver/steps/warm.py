@@ -34,7 +34,7 @@ class WarmStep:
         result: Callable[[], StepResult] | None = None,
     ) -> None:
         self.gradients, self.watch, self.compiled = gradients, watch, compiled
-        self.result = result if result is not None else lambda: StepResult(True, compiled.norm)
+        self.result = result
         self.buckets, self.numbers = list(buckets), [bucket.numbers for bucket in buckets]
         self.read = gradients.mirror.read_plain
         self.ids: np.ndarray | None = None
@@ -85,7 +85,9 @@ class WarmStep:
             self.ids = watch.ids
         self.ahead = True
         taken = (self._on_threads if self.threaded else self.compiled.run)(standing, values, zero)
-        return self.result() if taken else None
+        if not taken:
+            return None
+        return StepResult(True, self.compiled.norm) if self.result is None else self.result()
 
     def hand_over(self) -> None:
         """Tell the buckets what compiled code did: a step is taken that is not warm."""
