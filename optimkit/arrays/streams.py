@@ -64,6 +64,9 @@ class StreamOrder:
 
     def leave(self) -> None:
         """Be what others wait for. Where the stream may be gone, or another one, when somebody asks, its event is recorded."""
+        if self._last is None:  # the device came into play in between
+            self.enter()
+            self.allocates()
         if not self._lasting and self._key == _key(self._current()) and not self._last.is_capturing():
             with self.device:
                 self._record_now()
@@ -79,10 +82,11 @@ class StreamOrder:
         if self._last is None or not others:
             return
         with self.device:
-            if self._lasting and self._last.is_capturing():
+            if self._lasting and not self._last.is_capturing():
+                self._record()
+            elif self._lasting or self._event is None:
                 self.settle()  # no event can tell
                 return
-            self._record()
             for stream in others:
                 if not _is_lasting(stream):
                     self._event.synchronize()  # the stream may be gone

@@ -285,3 +285,20 @@ def test_recapturing_the_same_set_keeps_one_table(cupy: Any, streams: list[Any])
     (bucket,) = opt._run.steps.buckets
     assert len(bucket.runner.table._of_graphs) == 1
     assert len(opt._run.captured) == 1
+
+
+def test_a_device_that_comes_into_play_later_has_an_order_too(cupy: Any, two_devices: None) -> None:
+    """State moves with its weight to another device, on one stream there; the next step there is on another."""
+    opt = optimkit.SGD({"w": cupy.ones(4)}, lr=1.0, momentum=0.5)
+    opt.step({"w": cupy.ones(4)})
+    with cupy.cuda.Device(1):
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            opt.replace("w", cupy.full(4, 2.0))
+        (order,) = [order for order in opt._run.orders.by_device.values() if order.device.id == 1]
+        assert order._last.ptr == stream.ptr
+        assert list(order._sources) == [(stream.ptr, 0)]
+        g = cupy.ones(4)
+        stream.synchronize()
+        opt.step({"w": g})
+        assert (opt["w"].data.get() == 2.0 - 1.5).all()

@@ -153,3 +153,28 @@ def test_only_arrays_of_one_library_and_engine_are_compiled() -> None:
 
     assert compiled_step([("cupy", engine("eager"))]) is None
     assert compiled_step([("cupy", engine("cuda")), ("numpy", engine("llvm"))]) is None
+
+
+@pytest.mark.parametrize("options", [{}, SKIP, {"capturable": True}], ids=["plain", "skip", "capturable"])
+def test_tables_of_before_are_not_taken_for_those_of_now(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Sets of gradients come back after another dtype, and another weight, made all tables anew."""
+    monkeypatch.setattr("optimkit.engines.cuda.job._takes_large_arguments", lambda: False)
+    host_options = {name: value for name, value in options.items() if name != "capturable"}
+    ours, theirs = build(cupy, **options), optimkit.Adam({str(n): np.ones(n, np.float32) for n in SIZES}, **host_options)
+    values = [0.1 * number for number in range(10)]
+    held = [gradients(cupy, value) for value in values]
+    like = [{str(n): np.full(n, value, np.float32) for n in SIZES} for value in values]
+    for number in range(60):
+        place = (number * 7) % 10
+        ours_g, theirs_g = held[place], like[place]
+        if number % 13 == 12:
+            ours_g = {**ours_g, "70": ours_g["70"].astype(cupy.float64)}
+        if number % 17 == 16:
+            for opt in (ours, theirs):
+                opt["5"].data = opt["5"].data.copy()
+        ours.step(ours_g)
+        theirs.step(theirs_g)
+        for n in SIZES:
+            assert ours[str(n)].data.get().tobytes() == theirs[str(n)].data.tobytes(), number

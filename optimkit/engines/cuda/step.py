@@ -115,7 +115,7 @@ def known_set(bucket) -> int64:
     n, sets, table = word(bucket, MEMBERS), word(bucket, SETS), word(bucket, TABLE)
     entry_bytes, gradient = word(bucket, ENTRY_BYTES), word(bucket, GRADIENT)
     flags_at, row_at = word(bucket, FLAGS), word(bucket, ROW)
-    for k in range(word(bucket, N_SETS)):
+    for k in range(word(word(bucket, N_SETS), 0)):
         known, p = sets + k * 24 * n, 0
         while p < n:
             entry = table + p * entry_bytes
@@ -218,9 +218,8 @@ class CudaStep(Look):
         told |= {"fill_row": self.fill_rows[number].address, "n_groups": len(numbers), "counting": self.counting[number]}
         tables = {"places": places, "table": table.moving, "bits": table.flags, "dense": table.dense, "counts": counts}
         tables |= {"groups": groups, "numbers": numbers, "rows": rows, "row_group": scratch[0], "row_count": scratch[1]}
-        tables["sets"] = table.sets
-        told |= {name: array.ctypes.data for name, array in tables.items()}
-        told |= {"n_rows": 0, "changed": 1, "n_sets": table.n_sets, "found": -1}
+        tables |= {"sets": table.sets, "n_sets": table.n_sets}
+        told |= {name: array.ctypes.data for name, array in tables.items()} | {"n_rows": 0, "changed": 1, "found": -1}
         return [int(told[name]) for name in BUCKET.names]
 
     def run(self, standing: list[Any], values: list[Any], zero: bool) -> int:
@@ -232,7 +231,7 @@ class CudaStep(Look):
             rows, changed, found = words[_ANSWERS].tolist()
             runner.begin_warm(rows, changed, found, stream)
             if changed:
-                words[BUCKET.changed], words[BUCKET.n_sets] = 0, runner.table.n_sets
+                words[BUCKET.changed] = 0
         at_once([*self.launches.warm(stream, zero), self.count])
         return 1
 

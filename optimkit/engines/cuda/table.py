@@ -55,6 +55,7 @@ class MemberTable:
         self._found: int | None = None  # the address of the table as it is now
         self._table: Any = None  # the only one, where `moving` is carried
         self.sets = np.zeros((LATELY, 3, n), np.int64)  # what tables on the device tell of,
+        self.n_sets = np.zeros(1, np.int64)  # how many do, which compiled code reads too,
         self._lately: list[Any] = []  # these tables,
         self._used: list[int] = []  # and their places, the latest last
         self._spare: list[Any] = []  # others, to be written anew
@@ -109,6 +110,7 @@ class MemberTable:
         self._found = None
         self._spare += self._lately if self._table is None else [self._table]
         self._lately, self._used, self._table = [], [], None
+        self.n_sets[0] = 0
         self._captured.clear()
 
     # ---- on the device
@@ -127,11 +129,6 @@ class MemberTable:
             self._fill(row_of)
             self._found = self.find_filled(stream)
         return self._found
-
-    @property
-    def n_sets(self) -> int:
-        """How many tables are on the device."""
-        return len(self._lately)
 
     def find_filled(self, stream: Any, place: int | None = None) -> int:
         """The same, as `moving` tells; compiled code may have found the place of its like, or -1."""
@@ -154,6 +151,7 @@ class MemberTable:
             place = len(self._lately)
             self._lately.append(table)
             self._used.append(place)
+            self.n_sets[0] = place + 1
         else:
             place = self._used[0]
             self._spare.append(self._lately[place])
