@@ -29,6 +29,7 @@ from optimkit.driver.members.watch import ContainerWatch
 from optimkit.driver.orders import Orders
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.build import Steps, build_buckets
+from optimkit.driver.steps.common import Common
 from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.underway import Underway
 from optimkit.driver.steps.uniforms import SharedSlots
@@ -208,10 +209,10 @@ class Run:
         if self.steps is None:
             settings = self.settings
             self.orders.enter(allocates=True)
-            exchange = Exchange(len(self.entries))
             self.shared.ensure(self.chain().slots(), fresh=not self.count)
-            policy, capturable, orders = settings.nonfinite, settings.capturable, self.orders.by_device
-            steps = Steps(self.build_buckets(), exchange, self.shared, policy, capturable, orders)
+            policy, exchange, orders = settings.nonfinite, Exchange(len(self.entries)), self.orders.by_device
+            common = Common(exchange, self.shared, policy, settings.capturable, orders)
+            steps = Steps(self.build_buckets(), common)
             if self.captured:
                 warnings.warn(
                     "a CUDA graph of this optimizer goes on with the arrays, counts and structure that it was captured "

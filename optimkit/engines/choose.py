@@ -74,24 +74,22 @@ def choose(library: str, device: Any, forced: str | None) -> Engine:
         from optimkit.engines.cuda.context import refuse_capture
 
         refuse_capture()
-        problem = missing()
-        if not problem:
-            return compiling("cuda")
-        if forced == "cuda":
-            raise ValueError(f"engine = 'cuda': {problem}")
-        _say_once(f"optimkit runs on CuPy's own functions, many times slower than compiled: {problem}")
-        return EAGER
+        return _compiling_or("cuda", forced, missing(), "CuPy's own functions, many", EAGER)
     if not on_host:
         return EAGER
     if forced == "eager":
         return SLICED
-    problem = llvm_problem()
+    return _compiling_or("llvm", forced, llvm_problem(), "NumPy alone, in slices, several", SLICED)
+
+
+def _compiling_or(name: str, forced: str | None, problem: str, instead: str, other: Engine) -> Engine:
+    """An engine that compiles; another one, with a warning, where there is a problem and nobody forced it."""
     if not problem:
-        return compiling("llvm")
-    if forced == "llvm":
-        raise ValueError(f"engine = 'llvm': {problem}")
-    _say_once(f"optimkit runs on NumPy alone, in slices, several times slower than compiled: {problem}")
-    return SLICED
+        return compiling(name)
+    if forced == name:
+        raise ValueError(f"engine = {name!r}: {problem}")
+    _say_once(f"optimkit runs on {instead} times slower than compiled: {problem}")
+    return other
 
 
 def compiled_step(buckets: Iterable[tuple[str, Engine]]) -> Callable[..., Any] | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from optimkit.driver.entries.entry import Entry
 from optimkit.driver.entries.group import Group
 from optimkit.driver.gradients.collect import Collected
 from optimkit.driver.steps.bucket import Bucket
+from optimkit.driver.steps.common import Common
 from optimkit.driver.steps.device import DeviceSteps
-from optimkit.driver.steps.exchange import Exchange
 from optimkit.driver.steps.host import HostSteps
-from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines.choose import choose, compiled_step
 from optimkit.engines.protocol import Engine
 from optimkit.fusion.stages import total_rounds
@@ -76,12 +75,8 @@ class Steps:
     ----------
     buckets : sequence of Bucket
         All of them.
-    exchange : Exchange
-        Where totals over all parameters are formed.
-    shared : dict
-        The slots that the optimizer has once.
-    orders : dict
-        What keeps the work on each device in order.
+    common : Common
+        What they have in common.
 
     Raises
     ------
@@ -90,27 +85,19 @@ class Steps:
         parameters are wanted where some are on the host and some on a device.
     """
 
-    def __init__(
-        self,
-        buckets: Sequence[Bucket],
-        exchange: Exchange,
-        shared: Shared,
-        nonfinite: str,
-        capturable: bool,
-        orders: Mapping[Hashable, Any],
-    ) -> None:
+    def __init__(self, buckets: Sequence[Bucket], common: Common) -> None:
         self.buckets = list(buckets)
         on_host = [bucket for bucket in buckets if not bucket.engine.on_device]
         on_device = [bucket for bucket in buckets if bucket.engine.on_device]
-        if capturable:
+        if common.capturable:
             _check_capturable(buckets, on_host)
-        if on_host and on_device and (shared or any(bucket.plan.program.totals for bucket in buckets)):
+        if on_host and on_device and (common.shared or any(bucket.plan.program.totals for bucket in buckets)):
             raise ValueError(
                 "some parameters are on the host and some on a device, and this optimizer takes a total over all of them "
                 "(a norm for clipping or for nonfinite='raise' or 'skip', or a slot per optimizer); use one optimizer for each"
             )
-        self.host = HostSteps(on_host, exchange, shared, nonfinite) if on_host else None
-        self.device = DeviceSteps(on_device, exchange, shared, nonfinite, capturable, orders) if on_device else None
+        self.host = HostSteps(on_host, common) if on_host else None
+        self.device = DeviceSteps(on_device, common) if on_device else None
         self._place_of = {id(entry): (bucket, n) for bucket in buckets for n, entry in enumerate(bucket.entries)}
         self._both: list[HostSteps | DeviceSteps] = [each for each in (self.host, self.device) if each is not None]
 

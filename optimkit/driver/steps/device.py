@@ -6,16 +6,15 @@ does the launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
-from optimkit.driver.steps.exchange import Exchange
+from optimkit.driver.steps.common import Common
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
-from optimkit.driver.steps.uniforms import Shared
 from optimkit.engines import protocol
 from optimkit.fusion.graph import Level, Node
 from optimkit.fusion.stages import number_totals
@@ -28,33 +27,20 @@ class DeviceSteps:
     ----------
     buckets : sequence of Bucket
         They are in it for good; a step concerns some of them.
-    exchange : Exchange
-        Where totals over all parameters of the optimizer are formed; on devices kernels do that, in its order.
-    shared : dict
-        The slots that the optimizer has once; they become views of device memory.
-    nonfinite : {"allow", "raise", "skip"}
-        With "skip" the kernels themselves see whether the step is applied.
-    capturable : bool
-        A step may become part of a CUDA graph.
-    orders : dict
-        What keeps the work on each device in order.
+    common : Common
+        What they have in common. Where steps are left out, the kernels themselves see whether one is applied.
     """
 
-    def __init__(
-        self,
-        buckets: Sequence[Bucket],
-        exchange: Exchange,
-        shared: Shared,
-        nonfinite: str,
-        capturable: bool,
-        orders: Mapping[Hashable, Any],
-    ) -> None:
-        self.buckets, self.nonfinite = list(buckets), nonfinite
-        skip = nonfinite == "skip"
-        self.device_count, self.skip = skip or capturable, skip
+    def __init__(self, buckets: Sequence[Bucket], common: Common) -> None:
+        shared, capturable = common.shared, common.capturable
+        self.buckets, self.nonfinite = list(buckets), common.nonfinite
+        self.skip = self.nonfinite == "skip"
+        self.device_count = self.skip or capturable
         labels = number_totals(bucket.plan for bucket in buckets)
         slots: dict[Hashable, float] = {("slot", *key, "optimizer"): float(value) for key, value in shared.items()}
-        settings = protocol.Shared(exchange.entries, labels, slots, self.device_count, skip, capturable, orders)
+        settings = protocol.Shared(
+            common.exchange.entries, labels, slots, self.device_count, self.skip, capturable, common.orders
+        )
         launches = buckets[0].engine.launches
         assert launches is not None
         self.launches = launches([_runner(bucket) for bucket in buckets], [bucket.places for bucket in buckets], settings)

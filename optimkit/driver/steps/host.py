@@ -13,9 +13,9 @@ import numpy as np
 
 from optimkit.driver.steps.bucket import Bucket
 from optimkit.driver.steps.calls import run_calls
-from optimkit.driver.steps.exchange import Exchange
+from optimkit.driver.steps.common import Common
 from optimkit.driver.steps.result import NonFiniteGradientError, StepResult, name_nonfinite
-from optimkit.driver.steps.uniforms import Shared, Uniforms
+from optimkit.driver.steps.uniforms import Uniforms
 from optimkit.engines.protocol import Call, HostRunner
 
 
@@ -34,19 +34,15 @@ class HostSteps:
     ----------
     buckets : sequence of Bucket
         They are in it for good; a step concerns some of them.
-    exchange : Exchange
-        Where totals over all parameters of the optimizer are formed.
-    shared : dict
-        The slots that the optimizer has once.
-    nonfinite : {"allow", "raise", "skip"}
-        What a NaN or Inf in a gradient means for the step.
+    common : Common
+        What they have in common.
     """
 
     capturing = False  # steps on the host never become part of a graph
 
-    def __init__(self, buckets: Sequence[Bucket], exchange: Exchange, shared: Shared, nonfinite: str) -> None:
-        self.buckets, self.shared, self.nonfinite = list(buckets), shared, nonfinite
-        self.exchange = exchange
+    def __init__(self, buckets: Sequence[Bucket], common: Common) -> None:
+        self.buckets, self.shared, self.nonfinite = list(buckets), common.shared, common.nonfinite
+        self.exchange = common.exchange
         self.parts = [_Part(bucket, cast(HostRunner, bucket.runner), Uniforms(bucket)) for bucket in buckets]
         self.active: list[_Part] = []
         self.rounds: list[int] = []  # of the active buckets: those in which there is something to do

@@ -9,6 +9,7 @@ is part of that of a step (`step`, `cuda/step`), whose class is a `Look`.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,12 @@ ONLY_LOOK, PREPARE, RUN, COUNT = range(4)  # modes of a step: each does what tho
 # Words of lists, as CPython lays them out on 64 bits, from the class on.
 LIST = Columns("list_class", "list_size", "list_items")
 HEADER = object.__basicsize__ - 8  # the class is the last word of what all objects have
+
+
+def lists_are_known() -> bool:
+    """Whether this is a CPython whose lists lie in memory as `LIST` has it."""
+    known = sys.byteorder == "little" and sys.implementation.name == "cpython" and sys.maxsize > 1 << 62
+    return known and list.__basicsize__ == object.__basicsize__ + 24
 
 
 class Objects(NamedTuple):
@@ -278,7 +285,7 @@ class Look:
         self.known, self.others, self.here = np.zeros((n, len(KNOWN)), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.known[:, KNOWN.dtype] = UNSEEN_ROW
         fixed = len(tables.ranges) - n
-        self.order = np.array([*range(fixed), *range(fixed, fixed + n), *[0] * (fixed + n)], np.int64)  # and room to sort
+        self.order = np.concatenate([np.arange(fixed + n), np.zeros(fixed + n, np.int64)])  # and room to sort
         self.apart = np.zeros(LATELY * 2 * n, np.int64)
         self.geometries: list[np.ndarray | None] = [None] * n
         self.weight_rows = np.zeros((n, len(WEIGHT)), np.int64)

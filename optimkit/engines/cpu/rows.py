@@ -51,6 +51,26 @@ def kernel(numbers, count, row, wide):
 """
 
 
+# In a compiled step: the row of a (group, count) among the first `rows` of a bucket, a new one where there is none.
+ROW_OF = """\
+def fill_row(bucket, row, group, count):
+    numbers = word(bucket, NUMBERS) + group * word(bucket, NUMBER_BYTES)
+    narrow = word(bucket, ROWS) + row * word(bucket, ROW_BYTES)
+    call(word(bucket, FILL_ROW), numbers, count, narrow, word(bucket, WIDE) + row * word(bucket, WIDE_BYTES))
+
+
+def row_of(bucket, rows, group, count) -> int64:
+    row_group, row_count, row = word(bucket, ROW_GROUP), word(bucket, ROW_COUNT), 0
+    while row < rows and (word(row_group, row) != group or word(row_count, row) != count):
+        row += 1
+    if row == rows:
+        put(row_group, row, group)
+        put(row_count, row, count)
+        fill_row(bucket, row, group, count)
+    return row
+"""
+
+
 @lru_cache(maxsize=256)
 def rows_text(plan: Plan, dtype: DType) -> str | None:
     """The text of the function that fills a row; None where an operation is not the same in compiled code."""

@@ -11,7 +11,6 @@ Nothing of Python runs in between, so a step happened or it did not, whatever in
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -20,9 +19,21 @@ import numpy as np
 
 from optimkit.engines.cpu import text
 from optimkit.engines.cpu.kernels import compile_text
-from optimkit.engines.cpu.look import ANSWERS, COUNT, NUMPY, ONLY_LOOK, PREPARE, RUN, TOLD, Look, look_text, names_text
+from optimkit.engines.cpu.look import (
+    ANSWERS,
+    COUNT,
+    NUMPY,
+    ONLY_LOOK,
+    PREPARE,
+    RUN,
+    TOLD,
+    Look,
+    lists_are_known,
+    look_text,
+    names_text,
+)
 from optimkit.engines.cpu.program import CALL, Part, Program
-from optimkit.engines.cpu.rows import rows_text
+from optimkit.engines.cpu.rows import ROW_OF, rows_text
 from optimkit.engines.tables import Columns
 from optimkit.fusion.stages import GRADIENT
 
@@ -41,6 +52,8 @@ from optimkit.engines.cpu.language import call, int64, load_float64, load_int64 
 
 {look}
 
+{rows}
+
 def prepare(job, bucket):
     # entries of the parameters' table, and a row of host values for each (group, count) that occurs
     now, before, here = word(job, JOB_NOW), word(job, JOB_BEFORE), word(job, JOB_HERE)
@@ -57,16 +70,8 @@ def prepare(job, bucket):
             put(entry, FLAGS, flags)
             group, count = word(groups, p), word(counts, p) + 1
             if rows == 0 or word(row_group, row) != group or word(row_count, row) != count:
-                row = 0
-                while row < rows and (word(row_group, row) != group or word(row_count, row) != count):
-                    row += 1
-                if row == rows:
-                    put(row_group, row, group)
-                    put(row_count, row, count)
-                    numbers = word(bucket, NUMBERS) + group * word(bucket, NUMBER_BYTES)
-                    narrow = word(bucket, ROWS) + row * word(bucket, ROW_BYTES)
-                    call(word(bucket, FILL_ROW), numbers, count, narrow, word(bucket, WIDE) + row * word(bucket, WIDE_BYTES))
-                    rows += 1
+                row = row_of(bucket, rows, group, count)
+                rows = max(rows, row + 1)
             put(entry, ROW, row)
         else:
             put(entry, FLAGS, flags + {absent})
@@ -114,8 +119,9 @@ def kernel(job, standing, values, mode, zero) -> int64:
 @cache
 def _text() -> str:
     look = look_text(NUMPY)
+    names = names_text(JOB, look + ROW_OF + _TEXT, BUCKET, CALL, Columns(*text.ENTRY))
     return _TEXT.format(
-        names=names_text(JOB, look + _TEXT, BUCKET, CALL, Columns(*text.ENTRY)), look=look, absent=text.ABSENT,
+        names=names, look=look, rows=ROW_OF, absent=text.ABSENT,
         counting=COUNT, looking=ONLY_LOOK, preparing=PREPARE, bucket_bytes=8 * len(BUCKET), call_bytes=8 * len(CALL),
         zero=text.JOB.zero,
     )  # fmt: skip
@@ -186,10 +192,8 @@ class CompiledStep(Look):
 
 @cache
 def works() -> bool:
-    """Whether lists and arrays lie in memory as `LIST` and `ARRAY` have it: tried on some arrays."""
-    if sys.byteorder != "little" or sys.implementation.name != "cpython" or sys.maxsize < 1 << 62:
-        return False
-    if list.__basicsize__ != object.__basicsize__ + 24:
+    """Whether lists and arrays lie in memory as `LIST` and `NUMPY` have it: tried on some arrays."""
+    if not lists_are_known():
         return False
     plain, other = np.zeros((3, 5), np.float32), np.zeros((5, 3), np.float32).T
     values = [plain, plain.astype(np.float64), None, plain[:, ::-1], np.float32(1), other]

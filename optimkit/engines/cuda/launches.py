@@ -8,7 +8,6 @@ the other devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ import numpy as np
 from optimkit.counting import counters
 from optimkit.engines.cuda.exchange import DeviceExchange
 from optimkit.engines.protocol import Call, Shared, Tables
+
+Kernel = Callable[..., None]  # what launches one, but for the stream and the arguments
 
 
 class CudaLaunches:
@@ -42,8 +43,8 @@ class CudaLaunches:
             tables = self.exchange.contributions[number], self.exchange.slots[number]
             runner.connect(self, self.devices.index(number), shared, own, *tables)
         self._laid_out: list[Any] = []  # what the launches below are for
-        self._passes: dict[int, list[Callable[[], None]]] = {}  # the launches of each round,
-        self._finishing: dict[int, list[Callable[[], None]]] = {}  # and those of what follows from it
+        self._passes: dict[int, list[tuple[Any, Kernel]]] = {}  # (runner, kernel) of each round,
+        self._finishing: dict[int, list[tuple[Any, Kernel]]] = {}  # and of what follows from it
         self._last: list[tuple[int, int]] = []  # (place among the active, bits of the slots that it writes), in order
         self._writers: dict[Hashable, int] = {}  # the device on which each slot of the optimizer is written
         self._unshared: dict[Hashable, int] = {}  # those that the other devices do not have yet
@@ -91,14 +92,13 @@ class CudaLaunches:
 
     def read(self, number: int) -> None:
         """Launch the passes of a round."""
-        for launch in self._passes.get(number, ()):
-            launch()
+        for runner, kernel in self._passes.get(number, ()):
+            runner.launch(kernel)
 
     def finish(self, number: int) -> None:
         """Launch what follows from them. The only bucket does so in its passes, but for what comes before the first."""
-        launches = self._finishing.get(number, ())
-        for launch in launches:
-            launch()
+        for runner, kernel in self._finishing.get(number, ()):
+            runner.launch(kernel)
         if len(self.active) > 1 and any(number in runner.uniform.adding_rounds for runner in self.active):
             self.exchange.share()
 
@@ -112,10 +112,10 @@ class CudaLaunches:
         self.active, self._passes, self._finishing = list(active), {}, {}
         for runner in active:
             for place, stage in enumerate(runner.plan.stages[:-1]):
-                self._passes.setdefault(stage.round, []).append(partial(runner.run, place))
+                self._passes.setdefault(stage.round, []).append((runner, runner.passes[place]))
             for number in runner.uniform.numbers:
                 if len(active) > 1 or number in runner.uniform.head_rounds():
-                    self._finishing.setdefault(number, []).append(partial(runner.finish, number))
+                    self._finishing.setdefault(number, []).append((runner, runner.finishing[number]))
         order = sorted(range(len(active)), key=lambda place: active[place].first_place, reverse=True)
         writers = {key: place for place in order for key in active[place].uniform.shared}
         self._writers = {key: active[place].device.id for key, place in writers.items()}
@@ -178,14 +178,9 @@ class CudaLaunches:
 
     def _all_launches(self, stream: Any) -> list[Call]:
         found: list[Call] = []
-        for number in sorted({number for runner in self.runners for number in runner.plan.rounds}):
-            for runner in self.runners:
-                own = [place for place, stage in enumerate(runner.plan.stages[:-1]) if stage.round == number]
-                found += [runner.bound(runner.passes[place], stream) for place in own]
-            for runner in self.runners:
-                alone = len(self.runners) == 1 and number not in runner.uniform.head_rounds()
-                if number in runner.finishing and not alone:
-                    found.append(runner.bound(runner.finishing[number], stream))
+        for number in sorted({*self._passes, *self._finishing}):
+            both = *self._passes.get(number, ()), *self._finishing.get(number, ())
+            found += [runner.bound(kernel, stream) for runner, kernel in both]
         return found + [self.runners[place].bound(self.runners[place].last, stream) for place, _ in self._last]
 
     def commit(self, zero: bool) -> list[Call]:

@@ -7,13 +7,12 @@ anything is not as expected, there is no layout, and Python looks.
 from __future__ import annotations
 
 import ctypes
-import sys
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from optimkit.engines.cpu.look import Objects
+from optimkit.engines.cpu.look import Objects, lists_are_known
 
 ANY_DEVICE = 23117  # a number that no device has, and that stands nowhere by accident
 _SHAPES = [((3, 5, 7), np.float32), ((4,), np.float64), ((2, 9), np.int16), ((11, 1, 2, 6), np.float32)]
@@ -22,7 +21,7 @@ _SHAPES = [((3, 5, 7), np.float32), ((4,), np.float64), ((2, 9), np.int16), ((11
 @cache
 def cupy_objects() -> Objects | None:
     """The layout of `cupy.ndarray`; None where it is another one than those known."""
-    if sys.byteorder != "little" or sys.implementation.name != "cpython" or sys.maxsize < 1 << 62:
+    if not lists_are_known():
         return None
     try:
         return _find()

@@ -80,9 +80,8 @@ class CudaRunner:
         self.order = shared.orders.get(name) or StreamOrder(self.device, self)
         self.uniform = UniformText(self.plan, shared.labels, list(shared.slots))
         by_value = room_by_value(0 if shared.capturable else len(MOVING) * len(self.members))
-        self.text = module_text(
-            self.plan, self.dtype, shared.labels, list(shared.slots), shared.device_count, shared.skip, self.strided, by_value
-        )
+        options = shared.device_count, shared.skip, self.strided, by_value
+        self.text = module_text(self.plan, self.dtype, shared.labels, list(shared.slots), *options)
         self.job = np.zeros((), job_dtype(by_value))
         self._rows = self.job["rows"]
         self._arguments = np.array([self.job.ctypes.data], np.uint64)  # a launch takes the address of this
@@ -103,6 +102,7 @@ class CudaRunner:
             self._make_tables()
             self.results = Results(self.order, shared.capturable)
         reading, writing = (len(self._kept["read_chunks"]), READ_THREADS), (len(self._kept["chunks"]), WRITE_THREADS)
+        # Kernels by the number of their stage: those that reduce, those that write what calls are given; by round.
         self.passes = {number: self._kernel(f"read_stage_{number}", *reading) for number in self.plan.reducing}
         self.passes |= {number: self._kernel(f"fill_stage_{number}", *writing) for number in self.plan.filling}
         self.finishing = {number: self._kernel(f"finish_{number}", 1, FINISH_THREADS) for number in self.uniform.numbers}
@@ -250,7 +250,8 @@ class CudaRunner:
         """A launch on a stream, as a call of compiled code."""
         return partial(kernel, stream.ptr, self._argument, 0)
 
-    def _launch(self, kernel: Callable[..., None]) -> None:
+    def launch(self, kernel: Callable[..., None]) -> None:
+        """Launch a kernel of this runner's, in the step under way."""
         if self.elsewhere:
             with self.device:
                 kernel(self.stream.ptr, self._argument, 0)
@@ -258,19 +259,10 @@ class CudaRunner:
             kernel(self.stream.ptr, self._argument, 0)
         counters.launches += 1
 
-    def run(self, number: int) -> None:
-        """Run a stage that reduces, or one that writes what calls are given."""
-        self._launch(self.passes[number])
-
     def clear_contributions(self) -> None:
         """Take no part in the totals until the next step of this bucket."""
         self._kept["contributions"][int(self.job["device"]), :, self.places] = 0.0
         self.contributes = False
-
-    def finish(self, number: int) -> None:
-        """Compute the uniform values of a round, in a launch of its own."""
-        if number in self.finishing:
-            self._launch(self.finishing[number])
 
     def write(self, zero: bool, slots: int) -> list[Call]:
         """What runs the last stage; `slots` are the bits of those per optimizer that this bucket writes."""

@@ -9,7 +9,6 @@ What is left to Python is to find the table on the device, where it is not carri
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -20,17 +19,17 @@ from optimkit.arrays import DTYPES
 from optimkit.engines.atomic import at_once
 from optimkit.engines.cpu.kernels import available, compile_text
 from optimkit.engines.cpu.look import ANSWERS, COUNT, ONLY_LOOK, PREPARE, TOLD, Look, look_text, names_text
-from optimkit.engines.cpu.rows import rows_text
+from optimkit.engines.cpu.rows import ROW_OF, rows_text
 from optimkit.engines.cuda.job import FLAGS, MOVING
-from optimkit.engines.cuda.objects import cupy_objects
+from optimkit.engines.cuda.objects import ANY_DEVICE, cupy_objects
 from optimkit.engines.cuda.table import ALIGNMENT
 from optimkit.engines.tables import Columns
 
 JOB = Columns(*TOLD, *ANSWERS, "buckets", "n_buckets", "steps")
 BUCKET = Columns(
     "members", "places", "table", "entry_bytes", "gradient", "flags", "row", "bits", "dense", "counting", "counts", "groups",
-    "n_groups", "numbers", "number_bytes", "rows", "row_bytes", "fill_row", "row_group", "row_count", "sets", "n_sets",
-    "n_rows", "changed", "found",
+    "n_groups", "numbers", "number_bytes", "rows", "row_bytes", "wide", "wide_bytes", "fill_row", "row_group", "row_count",
+    "sets", "n_sets", "n_rows", "changed", "found",
 )  # fmt: skip
 
 _ANSWERS = slice(BUCKET.n_rows, BUCKET.found + 1)  # rows, changed, found
@@ -52,23 +51,7 @@ def gradients_of(job, bucket) -> int64:
     return found
 
 
-def fill_row(bucket, row, group, count):
-    numbers = word(bucket, NUMBERS) + group * word(bucket, NUMBER_BYTES)
-    values = word(bucket, ROWS) + row * word(bucket, ROW_BYTES)
-    call(word(bucket, FILL_ROW), numbers, count, values, values)
-
-
-def row_of(bucket, rows, group, count) -> int64:
-    # the row of a (group, count), a new one where there is none
-    row_group, row_count, row = word(bucket, ROW_GROUP), word(bucket, ROW_COUNT), 0
-    while row < rows and (word(row_group, row) != group or word(row_count, row) != count):
-        row += 1
-    if row == rows:
-        put(row_group, row, group)
-        put(row_count, row, count)
-        fill_row(bucket, row, group, count)
-    return row
-
+{rows}
 
 def prepare(job, bucket):
     # entries of the parameters' table, and a row of host values for each (group, count) that occurs
@@ -163,8 +146,8 @@ def _text() -> str:
     assert objects is not None
     look = look_text(objects)
     return _TEXT.format(
-        names=names_text(JOB, look + _TEXT, BUCKET), look=look, alignment=ALIGNMENT, vector=FLAGS["VECTOR"],
-        absent=FLAGS["ABSENT"], counting=COUNT, looking=ONLY_LOOK, bucket_bytes=8 * len(BUCKET),
+        names=names_text(JOB, look + ROW_OF + _TEXT, BUCKET), look=look, rows=ROW_OF, alignment=ALIGNMENT,
+        vector=FLAGS["VECTOR"], absent=FLAGS["ABSENT"], counting=COUNT, looking=ONLY_LOOK, bucket_bytes=8 * len(BUCKET),
     )  # fmt: skip
 
 
@@ -201,8 +184,7 @@ class CudaStep(Look):
             return False
         self.runners, self.steps = runners, steps
         self.fill_rows = [compile_text(text, 4) for text in rows if text is not None]
-        self.scratch = [np.zeros((2, len(bucket[1]) + 1), np.int64) for bucket in buckets]
-        self.counting = [not self.launches.shared.device_count] * len(buckets)
+        self.scratch = [np.zeros((2, len(bucket[1])), np.int64) for bucket in buckets]
         self.buckets = np.array([self._bucket_words(number, *bucket[:5]) for number, bucket in enumerate(buckets)], np.int64)
         job = self.job
         job[JOB.buckets], job[JOB.n_buckets], job[JOB.steps] = self.buckets.ctypes.data, len(buckets), steps.ctypes.data
@@ -215,11 +197,12 @@ class CudaStep(Look):
         rows = runner.host_rows(len(numbers))
         told = {"members": len(places), "gradient": MOVING.gradient, "flags": MOVING.flags, "row": MOVING.row}
         told |= {"entry_bytes": table.moving.strides[0], "number_bytes": numbers.strides[0], "row_bytes": rows.strides[0]}
-        told |= {"fill_row": self.fill_rows[number].address, "n_groups": len(numbers), "counting": self.counting[number]}
+        told |= {"fill_row": self.fill_rows[number].address, "n_groups": len(numbers), "wide_bytes": rows.strides[0]}
+        told |= {"counting": not self.launches.shared.device_count, "n_rows": 0, "changed": 1, "found": -1}
         tables = {"places": places, "table": table.moving, "bits": table.flags, "dense": table.dense, "counts": counts}
         tables |= {"groups": groups, "numbers": numbers, "rows": rows, "row_group": scratch[0], "row_count": scratch[1]}
-        tables |= {"sets": table.sets, "n_sets": table.n_sets}
-        told |= {name: array.ctypes.data for name, array in tables.items()} | {"n_rows": 0, "changed": 1, "found": -1}
+        tables |= {"wide": rows, "sets": table.sets, "n_sets": table.n_sets}  # rows are float64 as they are
+        told |= {name: array.ctypes.data for name, array in tables.items()}
         return [int(told[name]) for name in BUCKET.names]
 
     def run(self, standing: list[Any], values: list[Any], zero: bool) -> int:
@@ -246,11 +229,9 @@ class CudaStep(Look):
 @cache
 def works() -> bool:
     """Whether there is a compiler, and CuPy's arrays lie in memory as we know: tried on some."""
-    if available() or cupy_objects() is None or list.__basicsize__ != object.__basicsize__ + 24:
+    if available() or cupy_objects() is None:
         return False
     import cupy
-
-    from optimkit.engines.cuda.objects import ANY_DEVICE
 
     memory = cupy.cuda.UnownedMemory(1 << 20, 1 << 16, None, ANY_DEVICE)
     here = cupy.cuda.MemoryPointer(memory, 0)
@@ -261,4 +242,4 @@ def works() -> bool:
     step = CudaStep(*np.zeros((3, n), np.int64), np.zeros((n, 2), np.int64), np.zeros((2 * n, 2), np.int64))
     for place in range(n):
         step.keep(place, (cupy.ndarray, plain.dtype, plain.shape, plain.strides, ANY_DEVICE))
-    return step.compare(values) == [1, 3, 4, 5, 6, 7] and step.tables.now[0] == plain.data.ptr and sys.byteorder == "little"
+    return step.compare(values) == [1, 3, 4, 5, 6, 7] and step.tables.now[0] == plain.data.ptr

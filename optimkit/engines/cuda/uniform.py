@@ -90,11 +90,11 @@ class UniformText:
     def _kept_by_row(self) -> list[Node]:
         """The values per row that are used outside of their own round."""
         roots = [*self.plan.uniforms, *self.plan.slot_outputs.values(), *(node.args[0] for node in self.totals)]
-        found = [each for root in roots for each in self._needs(root)]
+        found = {each for root in roots for each in self._needs(root)}
         for node, own in self.rounds.items():
             if self.is_common(node):
-                found += [arg for arg in node.args if self.is_kept(arg) and self.rounds[arg] != own]
-        return [node for node in self.rounds if node in set(found) and node not in self.columns]
+                found |= {arg for arg in node.args if self.is_kept(arg) and self.rounds[arg] != own}
+        return [node for node in self.rounds if node in found and node not in self.columns]
 
     def _where_added(self, total: Node) -> Stage | int:
         """Where parameters add to a total: in the pass in which the last of what they add is known, or after a round."""
@@ -199,7 +199,7 @@ class UniformText:
         if norm is not None and norm in nodes:
             result = [f"    job.result[NORM] = {known[norm]};", f"    job.result[FINITE] = is_finite({known[norm]});"]
             inner += ["if (row == 0) {", *result, "}"]
-        if not any("=" in line for line in inner):
+        if not inner:
             return []
         head = [f"for (word row = threadIdx.x; row < job.row_count; row += {FINISH_THREADS}) {{"]
         head += [f"    const double* rows = (job.more_rows ? job.more_rows : job.rows) + row * {len(self.plan.hosts)};"]

@@ -39,14 +39,15 @@ class Uploader:
         import cupy
 
         runtime, size = cupy.cuda.runtime, source.nbytes
-        line = self._lines.setdefault(1 << max(8, (size - 1).bit_length()), deque())
-        buffer = self._take(line, size)
+        room = 1 << max(8, (size - 1).bit_length())
+        line = self._lines.setdefault(room, deque())
+        buffer = self._take(line, room)
         buffer.view[:size] = source.reshape(-1).view(np.uint8)
         copy = partial(runtime.memcpyAsync, target, buffer.memory.ptr, size, runtime.memcpyHostToDevice, stream.ptr)
         at_once([copy, partial(buffer.event.record, stream), partial(line.append, buffer)])
         counters.uploads += 1
 
-    def _take(self, line: deque[_Buffer], size: int) -> _Buffer:
+    def _take(self, line: deque[_Buffer], room: int) -> _Buffer:
         """A buffer that no copy reads any more: the oldest, or a new one while there are few."""
         full = len(line) >= MOST
         with contextlib.suppress(IndexError):  # there is none, or another thread took it
@@ -58,7 +59,6 @@ class Uploader:
             line.appendleft(buffer)
         import cupy
 
-        room = 1 << max(8, (size - 1).bit_length())
         memory = cupy.cuda.alloc_pinned_memory(room)
         return _Buffer(memory, np.frombuffer(memory, np.uint8, room), cupy.cuda.Event(disable_timing=True))
 
