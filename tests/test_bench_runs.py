@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_bench import TORCH
 
-from optimkit.bench import cpu, cupy, loop, measure, neighbours, report, targets
+from optimkit.bench import cpu, cupy, graphs, loop, measure, neighbours, report, targets
 from optimkit.bench.contestants import BY_HAND, FLOOR, FOREACH, FUSED, OPTIMKIT, Contestant
 from optimkit.bench.options import Options
 from optimkit.bench.run import run
@@ -61,6 +61,23 @@ def test_filling_gradients_again_is_not_timed(refilled):
     contestant = Contestant("x", lambda: advance(1.0), (lambda: advance(100.0)) if refilled else None)
     assert measure.time_on_host(contestant, 4, clock=lambda: now[0]) == 1.0
     assert now[0] == 4.0 + 400.0 * refilled
+
+
+def test_who_is_not_captured_is_told_and_ours_is_no_exception():
+    class Graph:
+        def __init__(self, seconds):
+            self.taken = iter(seconds)
+
+        def seconds(self):
+            return next(self.taken)
+
+    def fail():
+        raise ValueError("it allocates")
+
+    made = {"a": lambda: Graph([3.0, 1.0, 2.0]), "b": fail}
+    assert graphs.measure_graphs(made, 3, ["b"]) == ({"a": 2.0}, {"b": "ValueError: it allocates"})
+    with pytest.raises(ValueError, match="it allocates"):
+        graphs.measure_graphs(made, 3, ["a"])
 
 
 # ---- targets

@@ -37,7 +37,7 @@ from optimkit.bench.contestants import (
     torch_contestant,
     torch_problem,
 )
-from optimkit.bench.graphs import ROTATED, STEPS, CapturedSteps, TorchGraph, measure_graphs, middle, sets_for
+from optimkit.bench.graphs import ROTATED, STEPS, CapturedSteps, TorchGraph, measure_graphs, sets_for
 from optimkit.bench.measure import LEAST, Timer, compare, no_garbage_collection, run_rounds
 from optimkit.bench.options import Options
 from optimkit.bench.shapes import FULL, QUICK
@@ -132,7 +132,7 @@ def measure_cell(cupy: Any, options: Options, workload: str, shape: str, torch: 
             contestants.append(torch_contestant(workload, data, APEX, "cuda"))
     least = 1e-6 if options.quick else LEAST
     taken = run_rounds(contestants, options.rounds, options.dtype, event_timer(cupy), least)
-    host = host_seconds(cupy, own, options.rounds)
+    on_host = host_seconds(cupy, own, options.rounds)
     cell = {
         "workload": workload,
         "shape": shape,
@@ -146,25 +146,23 @@ def measure_cell(cupy: Any, options: Options, workload: str, shape: str, torch: 
         "share": f"{compare(taken[COPY], taken[OPTIMKIT]).median:.0%}",
         "ratios": {name: compare(times, taken[OPTIMKIT])._asdict() for name, times in taken.items() if name in OTHERS},
         "launches": {each.name: count_launches(cupy, each) for each in contestants if each.name != COPY},
-        "host_seconds": host,
-        "host_text": report.seconds(host),
+        "host_seconds": on_host,
+        "host_text": report.seconds(on_host),
         "seconds": taken,
     }
     contestants.clear()
     cupy.get_default_memory_pool().free_all_blocks()
-    cell["kernels"] = kernels = middle(graph_seconds(cupy, options, workload, data, traffic, torch))
-    cell["kernels_text"] = report.seconds(kernels[OPTIMKIT]) if OPTIMKIT in kernels else "-"
-    both = COPY in kernels and OPTIMKIT in kernels
-    cell["kernels_share"] = f"{kernels[COPY] / kernels[OPTIMKIT]:.0%}" if both else "-"
-    cell["kernels_ratios"] = {name: seconds / kernels[OPTIMKIT] for name, seconds in kernels.items() if both}
+    kernels, cell["not_captured"] = graph_seconds(cupy, options, workload, data, traffic, torch)
+    cell["kernels"], cell["kernels_text"] = kernels, report.seconds(kernels[OPTIMKIT])
+    cell["kernels_share"] = f"{kernels[COPY] / kernels[OPTIMKIT]:.0%}"
     cupy.get_default_memory_pool().free_all_blocks()
     return cell
 
 
 def graph_seconds(
     cupy: Any, options: Options, workload: str, data: Data, traffic: int, torch: bool
-) -> dict[str, list[float]]:
-    """Seconds of a step without the host, of those that can be captured in a graph."""
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of a step without the host; and who can't be captured in a graph, and why."""
     sets, steps = sets_for(traffic, options.quick), 2 if options.quick else STEPS
     by_hand = {KERNEL: 0, FUSE: 1}
 
@@ -182,7 +180,7 @@ def graph_seconds(
         made[FUSED] = lambda: TorchGraph(
             module, [torch_contestant(workload, data, "fused", "cuda", **_for_graphs(workload)) for _ in range(sets)], steps
         )
-    return measure_graphs(made, options.rounds)
+    return measure_graphs(made, options.rounds, OTHERS)
 
 
 def _by_hand(cupy: Any, workload: str, data: Data, place: int) -> Contestant:

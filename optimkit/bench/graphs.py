@@ -6,7 +6,7 @@ fill some 200 MB, and a graph steps them one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import median
 from typing import Any
 
@@ -22,93 +22,107 @@ def sets_for(traffic: int, quick: bool = False) -> int:
     return 2 if quick else max(1, -(-int(ROTATED) // max(traffic, 1)))
 
 
-class CapturedSteps:
-    """A graph in which each contestant takes a step, in turn; the contestants are captured as they are warm.
+class _Graph:
+    """A graph in which each contestant takes a step, in turn: `_launch` runs it, `_time` tells what work takes in ms."""
 
-    Raises
-    ------
-    Exception
-        What a contestant raises that can't be captured.
-    """
-
-    def __init__(self, cupy: Any, contestants: Sequence[Contestant], steps: int = STEPS) -> None:
-        self.cupy, self.contestants = cupy, list(contestants)
-        self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream.wait_event(cupy.cuda.get_current_stream().record())  # the arrays were made there
+    def __init__(self, contestants: Sequence[Contestant], steps: int) -> None:
+        self.contestants = list(contestants)  # their arrays have to live
         self.steps = -(-steps // len(contestants)) * len(contestants)
-        with self.stream:
-            for _ in range(2):
-                for contestant in contestants:
-                    contestant.step()
-            self.stream.synchronize()
-            self.stream.begin_capture()
-            try:
-                for number in range(self.steps):
-                    contestants[number % len(contestants)].step()
-            finally:
-                graph = self.stream.end_capture()
-        self.launch: Callable[[], Any] = lambda: graph.launch(self.stream)
+
+    def _warm_up(self) -> None:
+        for _ in range(2):
+            for contestant in self.contestants:
+                contestant.step()
+
+    def _step_all(self) -> None:
+        for number in range(self.steps):
+            self.contestants[number % len(self.contestants)].step()
+
+    def _launch(self) -> None:
+        raise NotImplementedError
+
+    def _time(self, work: Callable[[], None]) -> float:
+        raise NotImplementedError
+
+    def _sample(self) -> None:
+        for _ in range(LAUNCHES):
+            self._launch()
 
     def seconds(self) -> float:
         """Of one step."""
+        self._launch()
+        return self._time(self._sample) / 1e3 / self.steps / LAUNCHES
+
+
+class CapturedSteps(_Graph):
+    """Steps captured by CuPy. What a contestant raises that can't be captured leaves."""
+
+    def __init__(self, cupy: Any, contestants: Sequence[Contestant], steps: int = STEPS) -> None:
+        super().__init__(contestants, steps)
+        self.cupy, self.stream = cupy, cupy.cuda.Stream(non_blocking=True)
+        self.stream.wait_event(cupy.cuda.get_current_stream().record())  # the arrays were made there
+        with self.stream:
+            self._warm_up()
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            try:
+                self._step_all()
+            finally:
+                self.graph = self.stream.end_capture()
+
+    def _launch(self) -> None:
+        self.graph.launch(self.stream)
+
+    def _time(self, work: Callable[[], None]) -> float:
         start, stop = (self.cupy.cuda.Event() for _ in range(2))
-        self.launch()
         start.record(self.stream)
-        for _ in range(LAUNCHES):
-            self.launch()
+        work()
         stop.record(self.stream)
         stop.synchronize()
-        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3 / self.steps / LAUNCHES
+        return float(self.cupy.cuda.get_elapsed_time(start, stop))
 
 
-class TorchGraph:
+class TorchGraph(_Graph):
     """The same of torch, which captures on a stream of its own."""
 
     def __init__(self, torch: Any, contestants: Sequence[Contestant], steps: int = STEPS) -> None:
-        self.torch, self.contestants = torch, list(contestants)
-        self.steps = -(-steps // len(contestants)) * len(contestants)
+        super().__init__(contestants, steps)
+        self.torch = torch
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
-                for contestant in contestants:
-                    contestant.step()
+            self._warm_up()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            for number in range(self.steps):
-                contestants[number % len(contestants)].step()
+            self._step_all()
 
-    def seconds(self) -> float:
-        start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+    def _launch(self) -> None:
         self.graph.replay()
+
+    def _time(self, work: Callable[[], None]) -> float:
+        start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(LAUNCHES):
-            self.graph.replay()
+        work()
         stop.record()
         stop.synchronize()
-        return float(start.elapsed_time(stop)) / 1e3 / self.steps / LAUNCHES
+        return float(start.elapsed_time(stop))
 
 
-def measure_graphs(made: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step of each, in interleaved rounds; who can't be captured is left out."""
-    graphs = {}
+def measure_graphs(
+    made: dict[str, Callable[[], Any]], rounds: int, others: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Medians of the seconds of a step of each, in interleaved rounds; and why some of the `others` can't be captured."""
+    graphs, left_out = {}, {}
     for name, make in made.items():
         try:
             graphs[name] = make()
-        except Exception:  # a step that allocates, synchronises, or is not for graphs
-            continue
-    return _in_turn(graphs, rounds)
-
-
-def _in_turn(graphs: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+        except Exception as error:  # a step that allocates, synchronises, or is not for graphs: told, if it is not ours
+            if name not in others:
+                raise
+            left_out[name] = f"{type(error).__name__}: {error}"
     taken: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(rounds):
         for name, graph in graphs.items():
             taken[name].append(graph.seconds())
-    return taken
-
-
-def middle(taken: dict[str, list[float]]) -> dict[str, float]:
-    """The medians."""
-    return {name: median(times) for name, times in taken.items()}
+    return {name: median(times) for name, times in taken.items()}, left_out

@@ -11,17 +11,19 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 import optimkit
 from optimkit.bench.workloads import KERNELS
+from optimkit.engines.cuda import step
 
 COUNTS = (4, 161, 1000)  # parameters
 SIZE = 16  # elements of each: the device is never waited for
 SETS = 6  # that take turns
 SAMPLE = 20  # steps between two looks at the clock
-HAND = "ElementwiseKernel"
+HAND, PYTHON = "ElementwiseKernel", "new, Python looks"
 
 
 def measure(cupy: Any, rounds: int, launching: bool) -> dict[int, dict[str, float]]:
@@ -32,22 +34,26 @@ def measure(cupy: Any, rounds: int, launching: bool) -> dict[int, dict[str, floa
 def _measure(cupy: Any, count: int, rounds: int, launching: bool) -> dict[str, float]:
     weights = {str(number): cupy.ones(SIZE, cupy.float32) for number in range(count)}
     sets = [{name: cupy.ones(SIZE, cupy.float32) for name in weights} for _ in range(SETS)]
-    opt = optimkit.Adam(weights, lr=1e-3)
-    for grads in sets:
-        opt.step(grads)
-    if not launching:
-        launch_nothing(opt)
+    opt, slow = (optimkit.Adam(weights, lr=1e-3) for _ in range(2))
+    with mock.patch.object(step, "works", return_value=False):  # as where llvmlite is not installed
+        slow.warm_up()
+    for each in (opt, slow):
+        for grads in sets:
+            each.step(grads)
+        if not launching:
+            launch_nothing(each)
     steps: dict[str, Callable[[int], Any]] = {
         "same": partial(_step, opt, sets[:1]),
         "taking turns": partial(_step, opt, sets),
         HAND: by_hand(cupy, weights, sets[0]),
     }
-    taken: dict[str, list[float]] = {name: [] for name in (*steps, "new")}
+    taken: dict[str, list[float]] = {name: [] for name in (*steps, "new", PYTHON)}
     for _ in range(rounds):
-        for name, step in steps.items():
-            taken[name].append(_time(cupy, step, SAMPLE))
-        made = [{name: cupy.empty(SIZE, cupy.float32) for name in weights} for _ in range(SAMPLE)]  # not timed
-        taken["new"].append(_time(cupy, partial(_step, opt, made), SAMPLE))
+        for name, take in steps.items():
+            taken[name].append(_time(cupy, take, SAMPLE))
+        for name, each in (("new", opt), (PYTHON, slow)):
+            made = [{key: cupy.empty(SIZE, cupy.float32) for key in weights} for _ in range(SAMPLE)]  # not timed
+            taken[name].append(_time(cupy, partial(_step, each, made), SAMPLE))
     return {name: median(times) for name, times in taken.items()}
 
 
@@ -55,14 +61,14 @@ def _step(opt: Any, sets: list[Any], number: int) -> None:
     opt.step(sets[number % len(sets)])
 
 
-def _time(cupy: Any, step: Callable[[int], Any], steps: int) -> float:
-    step(0)
+def _time(cupy: Any, take: Callable[[int], Any], steps: int) -> float:
+    take(0)
     cupy.cuda.Device().synchronize()
     gc.collect()
     gc.disable()
     start = time.process_time()
     for number in range(steps):
-        step(number)
+        take(number)
     found = (time.process_time() - start) / steps
     gc.enable()
     return found
@@ -85,8 +91,8 @@ def by_hand(cupy: Any, weights: dict[str, Any], grads: dict[str, Any]) -> Callab
     slots = {name: (cupy.zeros_like(w), cupy.zeros_like(w)) for name, w in weights.items()}
     rate, root = np.float32(1e-3), np.float32(1.0)
 
-    def step(number: int) -> None:
+    def take(number: int) -> None:
         for name, w in weights.items():
             kernel(grads[name], rate, root, w, *slots[name])
 
-    return step
+    return take

@@ -16,7 +16,7 @@ from optimkit.bench.contestants import Contestant
 from optimkit.bench.cupy import copy_contestant
 from optimkit.bench.gpu_day.bits import LAYOUTS
 from optimkit.bench.gpu_day.parts import Day
-from optimkit.bench.graphs import STEPS, CapturedSteps, measure_graphs, middle
+from optimkit.bench.graphs import STEPS, CapturedSteps, measure_graphs
 from optimkit.bench.shapes import FULL, QUICK
 from optimkit.engines.cuda import runner, text
 from optimkit.transforms import ClipByGlobalNorm
@@ -93,7 +93,7 @@ def _measure(
 
 
 def _one(name: str, make: Callable[[], CapturedSteps], rounds: int) -> dict[str, float]:
-    return middle(measure_graphs({name: make}, rounds))
+    return measure_graphs({name: make}, rounds)[0]
 
 
 def _captured_copy(cupy: Any, size: int, steps: int) -> CapturedSteps:
